@@ -1,0 +1,248 @@
+// Does TierManager read NVMe blocks as fast as the disk allows? Repeats the block operations of a
+// replay to learn in which batches it fetches from NVMe, then reads the same batches, writes
+// paused, in alternating passes: through TierManager::Fetch (verified, copied to HBM, leased) and
+// through BlockDevice alone.
+//
+//   terrace replay ... --export-ops OPS
+//   replay_fetch OPS DIR [PAIRS]
+
+#include <sys/resource.h>
+#include <sys/utsname.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "io/aligned_buffer.h"
+#include "tiers/tier_manager.h"
+
+namespace terrace {
+namespace {
+
+constexpr size_t kBlockBytes = size_t{64} << 10;
+constexpr uint64_t kNvmeBytes = uint64_t{2} << 30;
+constexpr size_t kMaxBatch = 128;
+// Blocks of HBM in the measured passes. A block is not asked for again while it may still be there.
+constexpr size_t kHbmBlocks = 256;
+constexpr size_t kPassBlocks = 12000;
+
+struct PlacedBlock {
+  BlockId id;
+  uint64_t offset = 0;
+};
+using Batch = std::vector<PlacedBlock>;
+
+template <typename T>
+T OrDie(absl::StatusOr<T> value) {
+  if (value.ok()) return *std::move(value);
+  std::fprintf(stderr, "replay_fetch: %s\n", std::string(value.status().message()).c_str());
+  std::exit(1);
+}
+
+void OrDie(const absl::Status& status) {
+  if (!status.ok()) OrDie(absl::StatusOr<int>(status));
+}
+
+TierManagerOptions Options(const std::string& dir, uint64_t hbm, uint64_t dram, bool reuse) {
+  TierManagerOptions options;
+  options.block_bytes = kBlockBytes;
+  options.hbm_bytes = hbm;
+  options.dram_bytes = dram;
+  options.nvme_bytes = kNvmeBytes;
+  options.nvme_dir = dir;
+  options.reuse = reuse;
+  return options;
+}
+
+// Repeats the operations and returns, fetch by fetch, the device offsets of what came from NVMe.
+std::vector<std::vector<uint64_t>> RecordBatches(const std::string& ops, const std::string& dir,
+                                                 std::vector<PlacedBlock>& at_the_end) {
+  std::ifstream file(ops);
+  if (!file) OrDie(absl::NotFoundError(absl::StrCat(ops, ": cannot open")));
+  auto tiers = OrDie(
+      TierManager::Open(Options(dir, uint64_t{64} << 20, uint64_t{256} << 20, /*reuse=*/false)));
+  std::vector<std::vector<uint64_t>> batches;
+  std::vector<std::byte> bytes(kBlockBytes);
+  std::unordered_set<uint64_t> seen;
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream words(line);
+    std::string verb;
+    uint64_t id = 0;
+    words >> verb;
+    if (verb == "put" && words >> id) {
+      seen.insert(id);
+      std::memcpy(bytes.data(), &id, sizeof(id));
+      const BlockWrite write = {.id = {0, id}, .bytes = bytes};
+      OrDie(tiers->Put({&write, 1}));
+      continue;
+    }
+    if (verb != "get") OrDie(absl::InvalidArgumentError(absl::StrCat(ops, ": bad line: ", line)));
+    std::vector<BlockRead> reads;
+    std::vector<uint64_t> offsets;
+    while (words >> id) {
+      reads.push_back({.id = {0, id}});
+      if (tiers->Find({0, id}) == Tier::kNvme) {
+        offsets.push_back(tiers->NvmeOffset({0, id}).value_or(0));
+      }
+    }
+    OrDie(tiers->Fetch(reads).status());
+    if (!offsets.empty()) batches.push_back(offsets);
+  }
+  OrDie(tiers->Flush());
+  for (uint64_t id : seen) {
+    const std::optional<uint64_t> offset = tiers->NvmeOffset({0, id});
+    if (offset) at_the_end.push_back({{0, id}, *offset});
+  }
+  return batches;
+}
+
+// The recorded batches in terms of what lies at those places now: each offset stands for the
+// nearest block at or after it. Blocks that HBM may still hold are left out, on both sides alike.
+std::vector<Batch> Translate(const std::vector<std::vector<uint64_t>>& recorded,
+                             const std::vector<PlacedBlock>& blocks) {
+  std::map<uint64_t, BlockId> by_offset;
+  for (const PlacedBlock& block : blocks) by_offset[block.offset] = block.id;
+  std::unordered_map<uint64_t, size_t> last_use;
+  std::vector<Batch> batches;
+  size_t used = 0;
+  for (const std::vector<uint64_t>& offsets : recorded) {
+    Batch batch;
+    for (uint64_t offset : offsets) {
+      const auto found = by_offset.lower_bound(offset);
+      if (found == by_offset.end()) continue;
+      const auto [use, first] = last_use.try_emplace(found->first, used);
+      if (!first && used - use->second < 2 * kHbmBlocks) continue;
+      use->second = used++;
+      batch.push_back({found->second, found->first});
+    }
+    if (!batch.empty()) batches.push_back(std::move(batch));
+    if (used >= kPassBlocks) break;
+  }
+  return batches;
+}
+
+struct PassResult {
+  double bytes_per_second = 0;
+  double cpu_seconds_per_gb = 0;
+};
+
+double CpuSeconds() {
+  rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& time) { return time.tv_sec + time.tv_usec / 1e6; };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+template <typename ReadBatch>
+PassResult TimePass(const std::vector<Batch>& batches, ReadBatch read_batch) {
+  const double cpu = CpuSeconds();
+  const absl::Time start = absl::Now();
+  double bytes = 0;
+  for (const Batch& batch : batches) {
+    read_batch(batch);
+    bytes += static_cast<double>(batch.size() * kBlockBytes);
+  }
+  const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
+  return {bytes / seconds, (CpuSeconds() - cpu) / (bytes / 1e9)};
+}
+
+PassResult TierPass(const std::string& dir, const std::vector<Batch>& batches) {
+  auto tiers = OrDie(TierManager::Open(Options(dir, kHbmBlocks * kBlockBytes, 0, /*reuse=*/true)));
+  std::vector<BlockRead> reads;
+  const PassResult result = TimePass(batches, [&](const Batch& batch) {
+    reads.clear();
+    for (const PlacedBlock& block : batch) reads.push_back({.id = block.id});
+    const Lease lease = OrDie(tiers->Fetch(reads));
+    for (size_t i = 0; i < lease.size(); ++i) {
+      if (lease[i].outcome == BlockOutcome::kServed && lease[i].hit_tier == Tier::kNvme) continue;
+      std::fprintf(stderr, "replay_fetch: a block was not read from NVMe\n");
+      std::exit(1);
+    }
+  });
+  return result;
+}
+
+PassResult DevicePass(const std::string& dir, const std::vector<Batch>& batches) {
+  FileDeviceOptions options;
+  options.path = absl::StrCat(dir, "/terrace.kv");
+  options.read_only = true;
+  auto device = OrDie(OpenFileDevice(options));
+  AlignedBuffer memory = OrDie(AlignedBuffer::Create(kMaxBatch * kBlockBytes));
+  std::vector<iovec> vectors(kMaxBatch);
+  std::vector<IoRequest> requests(kMaxBatch);
+  std::vector<IoRequest*> submitted;
+  return TimePass(batches, [&](const Batch& batch) {
+    submitted.clear();
+    for (size_t i = 0; i < batch.size(); ++i) {
+      vectors[i] = {memory.data() + i * kBlockBytes, kBlockBytes};
+      requests[i].offset = batch[i].offset;
+      requests[i].buffers = absl::MakeConstSpan(&vectors[i], 1);
+      submitted.push_back(&requests[i]);
+    }
+    OrDie(RunBatch(*device, submitted));
+  });
+}
+
+double Quantile(std::vector<double> values, double share) {
+  std::sort(values.begin(), values.end());
+  return values[static_cast<size_t>(share * static_cast<double>(values.size() - 1) + 0.5)];
+}
+
+int Run(const std::string& ops, const std::string& dir, size_t pairs) {
+  std::vector<PlacedBlock> blocks;
+  const std::vector<std::vector<uint64_t>> recorded = RecordBatches(ops, dir, blocks);
+  const std::vector<Batch> batches = Translate(recorded, blocks);
+  size_t total = 0;
+  for (const Batch& batch : batches) total += batch.size();
+  if (total == 0) OrDie(absl::NotFoundError("the operations fetch nothing from NVMe"));
+
+  std::vector<double> ratios, cpu_ratios, tier_rates, device_rates;
+  for (size_t pair = 0; pair < pairs; ++pair) {
+    // A B, B A, A B, ...: a disk that speeds up or slows down favours neither.
+    PassResult tier, device;
+    if (pair % 2 == 0) tier = TierPass(dir, batches);
+    device = DevicePass(dir, batches);
+    if (pair % 2 == 1) tier = TierPass(dir, batches);
+    tier_rates.push_back(tier.bytes_per_second);
+    device_rates.push_back(device.bytes_per_second);
+    ratios.push_back(tier.bytes_per_second / device.bytes_per_second);
+    cpu_ratios.push_back(tier.cpu_seconds_per_gb / device.cpu_seconds_per_gb);
+  }
+  utsname system = {};
+  uname(&system);
+  std::printf("%s %s, %zu batches of %.1f blocks of 64 KiB on average, %zu alternating pairs\n",
+              system.sysname, system.release, batches.size(),
+              static_cast<double>(total) / static_cast<double>(batches.size()), pairs);
+  std::printf("TierManager  %.3f GB/s median\nBlockDevice  %.3f GB/s median\n",
+              Quantile(tier_rates, 0.5) / 1e9, Quantile(device_rates, 0.5) / 1e9);
+  std::printf("ratio        %.3f median, %.3f to %.3f (quartiles)\n", Quantile(ratios, 0.5),
+              Quantile(ratios, 0.25), Quantile(ratios, 0.75));
+  std::printf("CPU per GB   %.2f times BlockDevice, which does not verify or copy\n",
+              Quantile(cpu_ratios, 0.5));
+  std::remove(absl::StrCat(dir, "/terrace.kv").c_str());
+  return 0;
+}
+
+}  // namespace
+}  // namespace terrace
+
+int main(int argc, char** argv) {
+  const int pairs = argc > 3 ? std::atoi(argv[3]) : 9;
+  if (argc < 3 || argc > 4 || pairs < 1) {
+    std::fprintf(stderr, "usage: replay_fetch OPS DIR [PAIRS]\n");
+    return 2;
+  }
+  return terrace::Run(argv[1], argv[2], static_cast<size_t>(pairs));
+}

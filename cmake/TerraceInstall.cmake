@@ -1,0 +1,38 @@
+# Install rules and the CMake package, so that find_package(terrace) works from the prefix.
+include(CMakePackageConfigHelpers)
+
+set(package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/terrace")
+
+foreach(library IN ITEMS io tiers)
+  if(TARGET terrace_${library})
+    install(TARGETS terrace_${library} EXPORT terraceTargets
+            ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+    # Headers that no public header includes stay private: nobody can come to depend on them.
+    install(
+      DIRECTORY "${PROJECT_SOURCE_DIR}/${library}/"
+      DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/terrace/${library}"
+      FILES_MATCHING
+      PATTERN "*.h"
+      PATTERN "uring_device.h" EXCLUDE
+      PATTERN "thread_device.h" EXCLUDE
+      PATTERN "unique_fd.h" EXCLUDE)
+  endif()
+endforeach()
+install(TARGETS terrace_all EXPORT terraceTargets)
+if(TARGET terrace)
+  install(TARGETS terrace RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
+endif()
+
+install(EXPORT terraceTargets NAMESPACE terrace:: DESTINATION "${package_dir}")
+configure_package_config_file(
+  "${PROJECT_SOURCE_DIR}/cmake/terraceConfig.cmake.in"
+  "${PROJECT_BINARY_DIR}/terraceConfig.cmake" INSTALL_DESTINATION "${package_dir}")
+write_basic_package_version_file("${PROJECT_BINARY_DIR}/terraceConfigVersion.cmake"
+                                 COMPATIBILITY SameMinorVersion)
+install(
+  FILES "${PROJECT_BINARY_DIR}/terraceConfig.cmake"
+        "${PROJECT_BINARY_DIR}/terraceConfigVersion.cmake"
+        "${PROJECT_SOURCE_DIR}/cmake/Findliburing.cmake"
+        "${PROJECT_SOURCE_DIR}/cmake/FindxxHash.cmake"
+  DESTINATION "${package_dir}")
+install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DOCDIR}")

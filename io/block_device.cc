@@ -1,0 +1,110 @@
+#include "io/block_device.h"
+
+#include <array>
+#include <cerrno>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "io/aligned_buffer.h"
+#include "io/check.h"
+
+namespace terrace {
+namespace {
+
+absl::StatusCode CodeOf(int error) {
+  switch (error) {
+    case EIO:
+    case ENODATA:
+      return absl::StatusCode::kDataLoss;
+    case ENOSPC:
+    case EDQUOT:
+      return absl::StatusCode::kResourceExhausted;
+    case EAGAIN:
+    case EINTR:
+      return absl::StatusCode::kUnavailable;
+    default:
+      return absl::StatusCode::kInternal;
+  }
+}
+
+std::string ErrorText(int error) {
+  if (error == ENODATA) return "premature end of the device";
+  return std::generic_category().message(error);
+}
+
+// Whether the request lies on whole pages, in the device and in memory, and within the device.
+bool FitsDevice(const IoRequest& request, uint64_t device_bytes) {
+  if (!IsPageAligned(request.offset) || request.offset > device_bytes) return false;
+  if (request.buffers.size() > IoRequest::kMaxBuffers) return false;
+  // Taking each buffer from what is left cannot overflow, which a sum of lengths could.
+  uint64_t left = device_bytes - request.offset;
+  for (const iovec& buffer : request.buffers) {
+    if (!IsPageAligned(reinterpret_cast<uintptr_t>(buffer.iov_base))) return false;
+    if (!IsPageAligned(buffer.iov_len) || buffer.iov_len > left) return false;
+    left -= buffer.iov_len;
+  }
+  return true;
+}
+
+}  // namespace
+
+const char* IoEngineName(IoEngine engine) {
+  switch (engine) {
+    case IoEngine::kAuto:
+      return "auto";
+    case IoEngine::kIoUring:
+      return "io_uring";
+    case IoEngine::kThreads:
+      return "threads";
+    case IoEngine::kMemory:
+      return "memory";
+  }
+  return "unknown";
+}
+
+std::optional<IoEngine> ParseIoEngine(absl::string_view name) {
+  for (const IoEngine engine : {IoEngine::kAuto, IoEngine::kIoUring, IoEngine::kThreads}) {
+    if (name == IoEngineName(engine)) return engine;
+  }
+  return std::nullopt;
+}
+
+absl::Status BlockDevice::StatusOf(const IoRequest& request) const {
+  if (request.error == 0) return absl::OkStatus();
+  const std::string text =
+      request.op == IoOp::kSync
+          ? absl::StrCat(info().path, ": sync: ", ErrorText(request.error))
+          : absl::StrCat(info().path, ": ", IoOpName(request.op), " of ", request.length(),
+                         " bytes at offset ", request.offset, ": ", ErrorText(request.error),
+                         " after ", request.transferred, " bytes");
+  return absl::Status(CodeOf(request.error), text);
+}
+
+bool BlockDevice::Admit(IoRequest& request) const {
+  Reset(request);
+  if (request.op == IoOp::kSync) {
+    if (!request.buffers.empty()) request.error = EINVAL;
+    return request.error == 0;
+  }
+  if (!FitsDevice(request, info().size_bytes)) {
+    request.error = EINVAL;
+    return false;
+  }
+  return request.length() > 0;
+}
+
+absl::Status RunBatch(BlockDevice& device, absl::Span<IoRequest* const> batch) {
+  device.Submit(batch);
+  std::array<IoRequest*, 64> done;
+  for (size_t left = batch.size(); left > 0;) {
+    const size_t count = device.Wait(absl::MakeSpan(done));
+    TERRACE_CHECK(count <= left);  // else the device was not idle
+    left -= count;
+  }
+  for (const IoRequest* request : batch) {
+    if (request->error != 0) return device.StatusOf(*request);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace terrace

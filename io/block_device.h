@@ -1,0 +1,106 @@
+#ifndef TERRACE_IO_BLOCK_DEVICE_H_
+#define TERRACE_IO_BLOCK_DEVICE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "io/io_request.h"
+
+namespace terrace {
+
+enum class IoEngine : uint8_t { kAuto, kIoUring, kThreads, kMemory };
+
+// "auto", "io_uring", "threads", "memory".
+const char* IoEngineName(IoEngine engine);
+std::optional<IoEngine> ParseIoEngine(absl::string_view name);  // all but "memory"
+
+// What an opened device turned out to be; constant after Open.
+struct DeviceInfo {
+  std::string path;
+  IoEngine engine = IoEngine::kMemory;
+  std::string engine_reason;  // why this engine, as a phrase people can read
+  bool direct_io = false;
+  std::string direct_reason;  // why direct I/O is used or not
+  uint64_t size_bytes = 0;
+  size_t depth = 0;  // requests in the kernel at once; further ones wait inside the device
+};
+
+// Asynchronous, offset-addressed storage of a fixed size: the only way bytes reach a disk.
+//
+// A device belongs to one thread, the first that submits to or waits on it; only Wake may be called
+// from elsewhere. Opening on one thread and handing the device to another before first use is fine.
+// Destroying a device waits for what is in flight; with something in flight, only its own thread
+// may destroy it.
+class BlockDevice {
+ public:
+  virtual ~BlockDevice() = default;
+
+  // Takes over a batch; see IoRequest for who owns what. Never completes a request or calls back
+  // into the caller: outcomes come from Poll and Wait. Takes any number; at most `depth` are in the
+  // kernel at once. A request beyond the end of the device or not page aligned comes back with
+  // EINVAL.
+  virtual void Submit(absl::Span<IoRequest* const> batch) = 0;
+
+  // Stores finished requests into `done`, at most done.size(), and returns how many. Every
+  // submitted request is returned exactly once, in any order. Does not block.
+  virtual size_t Poll(absl::Span<IoRequest*> done) = 0;
+
+  // Like Poll, but blocks until at least one request is finished or Wake was called. May return 0
+  // only after Wake. With nothing in flight it blocks until Wake.
+  virtual size_t Wait(absl::Span<IoRequest*> done) = 0;
+
+  // Makes the current Wait, or else the next one, return early. Thread-safe. Several calls before
+  // a Wait count as one.
+  virtual void Wake() = 0;
+
+  // Constant after Open, so thread-safe.
+  virtual const DeviceInfo& info() const = 0;
+
+  // What a request that came back means: OK, or path, operation, offset, length and errno text.
+  // kDataLoss for EIO and a premature end, kResourceExhausted for a full disk or quota,
+  // kUnavailable when transient errors outlasted their retries, else kInternal.
+  absl::Status StatusOf(const IoRequest& request) const;
+
+ protected:
+  // What every Submit does first with a request: forgets its last outcome and checks it against
+  // info(). False when it is finished already, with EINVAL for a bad shape or OK for an empty
+  // transfer, and must not reach the kernel.
+  bool Admit(IoRequest& request) const;
+};
+
+struct FileDeviceOptions {
+  std::string path;
+  // Size of the file, a multiple of kPageBytes. A smaller file is extended and its space reserved
+  // on the disk where the filesystem can; a larger one is refused unless `truncate`. 0 takes the
+  // size the file has, rounded up to whole pages; an incomplete last page reads as a premature end.
+  uint64_t size_bytes = 0;
+  bool create = false;     // make the file when absent, readable and writable by its owner only
+  bool truncate = false;   // discard what it holds
+  bool read_only = false;  // REQUIRES: neither create nor truncate
+  bool direct_io = true;   // fall back to the page cache where the filesystem refuses it
+  IoEngine engine = IoEngine::kAuto;
+  size_t depth = 64;  // 1 to 4096
+};
+
+// Opens a regular file or block device and locks it against other processes (flock; shared when
+// read_only). `kAuto` takes io_uring and falls back to threads where the kernel or a container
+// forbids it; asking for io_uring by name fails with kUnavailable instead. Errors name the path and
+// the errno text: kNotFound, kPermissionDenied, kResourceExhausted (not enough disk, with needed
+// and available bytes), kUnavailable (locked by another process), kInvalidArgument.
+absl::StatusOr<std::unique_ptr<BlockDevice>> OpenFileDevice(const FileDeviceOptions& options);
+
+// Submits one batch and waits for all of it; the first error wins. For opening, recovery and tests;
+// the device must be idle.
+absl::Status RunBatch(BlockDevice& device, absl::Span<IoRequest* const> batch);
+
+}  // namespace terrace
+
+#endif  // TERRACE_IO_BLOCK_DEVICE_H_

@@ -1,0 +1,140 @@
+#include "io/io_scheduler.h"
+
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "io/check.h"
+
+namespace terrace {
+namespace {
+
+// IoRequest::queue holds the class of a request and, from the moment the I/O thread takes it until
+// its owner has it back, this bit. Its links belong to the device then, so Raise must keep off.
+constexpr uint8_t kTaken = 0x80;
+
+size_t ClassOf(const IoRequest& request) { return request.queue & ~kTaken; }
+
+}  // namespace
+
+IoScheduler::IoScheduler(std::unique_ptr<BlockDevice> device, const IoSchedulerOptions& options,
+                         CompletionHandler handler)
+    : device_(std::move(device)), options_(options), handler_(std::move(handler)) {
+  for (const size_t depth : options_.class_depth) TERRACE_CHECK(depth > 0);
+  thread_ = std::thread([this] { Run(); });
+}
+
+IoScheduler::~IoScheduler() {
+  {
+    absl::MutexLock lock(&mu_);
+    stopping_ = true;
+  }
+  device_->Wake();
+  thread_.join();
+}
+
+absl::Status IoScheduler::Submit(IoClass io_class, absl::Span<IoRequest* const> batch) {
+  const size_t index = static_cast<size_t>(io_class);
+  bool wake = false;
+  {
+    absl::MutexLock lock(&mu_);
+    const size_t room = options_.queue_capacity - queued_;
+    if (batch.size() > room) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("I/O queue full: ", batch.size(), " requests submitted, room for ", room));
+    }
+    for (IoRequest* request : batch) {
+      request->queue = static_cast<uint8_t>(io_class);
+      queues_[index].PushBack(request);
+    }
+    queued_ += batch.size();
+    stats_.submitted[index] += batch.size();
+    wake = !batch.empty() && ClaimWake(index);
+  }
+  if (wake) device_->Wake();
+  return absl::OkStatus();
+}
+
+void IoScheduler::Raise(IoRequest* request, IoClass io_class) {
+  const size_t index = static_cast<size_t>(io_class);
+  bool wake = false;
+  {
+    absl::MutexLock lock(&mu_);
+    if ((request->queue & kTaken) != 0 || ClassOf(*request) <= index) return;
+    queues_[ClassOf(*request)].Remove(request);
+    request->queue = static_cast<uint8_t>(io_class);
+    queues_[index].PushBack(request);
+    wake = ClaimWake(index);
+  }
+  if (wake) device_->Wake();
+}
+
+IoSchedulerStats IoScheduler::Stats() const {
+  absl::MutexLock lock(&mu_);
+  return stats_;
+}
+
+void IoScheduler::Run() {
+  const size_t depth = device_->info().depth;
+  std::vector<IoRequest*> batch;
+  batch.reserve(depth);
+  std::vector<IoRequest*> slots(depth);
+  absl::Span<IoRequest*> done;
+  for (;;) {
+    {
+      absl::MutexLock lock(&mu_);
+      CountDone(done);
+      TakeRunnable(batch);
+      if (stopping_ && done.empty() && queued_ == 0 && total_in_device_ == 0) return;
+      // Set under the lock that looked at the queues: what is submitted later sees it, and its Wake
+      // lasts until the Wait. A round with requests to hand out polls instead, and comes back here.
+      waiting_ = done.empty();
+    }
+    // The device is full again before the handler takes its time.
+    if (!batch.empty()) device_->Submit(batch);
+    size_t count = 0;
+    if (done.empty()) {
+      count = device_->Wait(absl::MakeSpan(slots));
+    } else {
+      handler_(done);
+      count = device_->Poll(absl::MakeSpan(slots));
+    }
+    done = absl::MakeSpan(slots).first(count);
+  }
+}
+
+void IoScheduler::TakeRunnable(std::vector<IoRequest*>& batch) {
+  batch.clear();
+  for (size_t index = 0; index < kIoClassCount; ++index) {
+    while (!queues_[index].empty() && HasRoom(index)) {
+      IoRequest* const request = queues_[index].PopFront();
+      request->queue |= kTaken;
+      ++in_device_[index];
+      ++total_in_device_;
+      --queued_;
+      batch.push_back(request);
+    }
+  }
+}
+
+void IoScheduler::CountDone(absl::Span<IoRequest* const> done) {
+  for (const IoRequest* request : done) {
+    TERRACE_CHECK((request->queue & kTaken) != 0);
+    --in_device_[ClassOf(*request)];
+    --total_in_device_;
+    if (request->op == IoOp::kRead) stats_.read_bytes += request->transferred;
+    if (request->op == IoOp::kWrite) stats_.written_bytes += request->transferred;
+  }
+}
+
+bool IoScheduler::HasRoom(size_t io_class) const {
+  return in_device_[io_class] < options_.class_depth[io_class] &&
+         total_in_device_ < device_->info().depth;
+}
+
+bool IoScheduler::ClaimWake(size_t io_class) {
+  // Without room, the completion that makes some will wake the I/O thread.
+  return HasRoom(io_class) && std::exchange(waiting_, false);
+}
+
+}  // namespace terrace

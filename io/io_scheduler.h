@@ -1,0 +1,108 @@
+#ifndef TERRACE_IO_IO_SCHEDULER_H_
+#define TERRACE_IO_IO_SCHEDULER_H_
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
+#include "io/block_device.h"
+
+namespace terrace {
+
+// Who waits for a transfer, most urgent first.
+enum class IoClass : uint8_t {
+  kDemand,    // a decode step is waiting
+  kPrefetch,  // nobody waits yet
+  kOffload,   // write-back and housekeeping
+};
+inline constexpr size_t kIoClassCount = 3;
+
+struct IoSchedulerOptions {
+  // Requests of each class inside the device at once, 1 or more. Demand may use the whole depth of
+  // the device; the caps of the others leave it room among their floods. All classes together never
+  // exceed the depth of the device, so that nothing urgent queues inside it behind the rest.
+  std::array<size_t, kIoClassCount> class_depth = {64, 32, 8};
+  // Requests queued ahead of the device, over all classes.
+  size_t queue_capacity = 1024;
+};
+
+struct IoSchedulerStats {
+  std::array<uint64_t, kIoClassCount> submitted = {};  // requests
+  uint64_t read_bytes = 0;  // transferred by the device, successful or not
+  uint64_t written_bytes = 0;
+};
+
+// Shares one BlockDevice among threads. Its own thread owns the device: it takes queued requests,
+// most urgent class first and first-in first-out inside a class, keeps the device filled up to the
+// class depths, and hands finished requests to the completion handler in batches. The device's
+// queue never drains while requests of an allowed class wait.
+//
+// Thread-safe.
+class IoScheduler {
+ public:
+  // Runs on the I/O thread with no lock held; requests in `done` are the submitter's again. It may
+  // call Submit. It must not block on other requests.
+  using CompletionHandler = std::function<void(absl::Span<IoRequest* const> done)>;
+
+  // Takes over `device`. REQUIRES: nothing in flight on it; every class depth is positive.
+  IoScheduler(std::unique_ptr<BlockDevice> device, const IoSchedulerOptions& options,
+              CompletionHandler handler);
+  // Waits for everything queued and in flight; the handler sees all of it. REQUIRES: no other
+  // thread submits any more.
+  ~IoScheduler();
+
+  // Queues a whole batch or none of it: kResourceExhausted when it does not fit. See IoRequest for
+  // who owns what. Never blocks on I/O and never runs the handler.
+  absl::Status Submit(IoClass io_class, absl::Span<IoRequest* const> batch)
+      ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Moves a request that is still queued to a more urgent class; does nothing when it already
+  // reached the device or came back. REQUIRES: `request` was submitted to this scheduler, and to no
+  // other device or scheduler since.
+  void Raise(IoRequest* request, IoClass io_class) ABSL_LOCKS_EXCLUDED(mu_);
+
+  IoSchedulerStats Stats() const ABSL_LOCKS_EXCLUDED(mu_);
+  const BlockDevice& device() const { return *device_; }
+
+ private:
+  // The I/O thread.
+  void Run() ABSL_LOCKS_EXCLUDED(mu_);
+  // Moves what the depths allow from the queues into `batch`, which it empties first.
+  void TakeRunnable(std::vector<IoRequest*>& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CountDone(absl::Span<IoRequest* const> done) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whether the device has room for one more request of this class.
+  bool HasRoom(size_t io_class) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whether the I/O thread sleeps over a request of this class that it could run. Then the caller
+  // must Wake the device once it has released `mu_`; it is asked once only.
+  bool ClaimWake(size_t io_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // Constant after construction.
+  const std::unique_ptr<BlockDevice> device_;
+  const IoSchedulerOptions options_;
+  const CompletionHandler handler_;
+
+  mutable absl::Mutex mu_;
+  std::array<IoRequestQueue, kIoClassCount> queues_ ABSL_GUARDED_BY(mu_);
+  std::array<size_t, kIoClassCount> in_device_ ABSL_GUARDED_BY(mu_) = {};
+  size_t queued_ ABSL_GUARDED_BY(mu_) = 0;           // over all classes
+  size_t total_in_device_ ABSL_GUARDED_BY(mu_) = 0;  // over all classes
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  // The I/O thread is, or is about to be, inside device_->Wait, and nobody has woken it yet.
+  bool waiting_ ABSL_GUARDED_BY(mu_) = false;
+  IoSchedulerStats stats_ ABSL_GUARDED_BY(mu_);
+
+  std::thread thread_;  // last, so that it starts after everything above exists
+};
+
+}  // namespace terrace
+
+#endif  // TERRACE_IO_IO_SCHEDULER_H_

@@ -1,0 +1,402 @@
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "io/aligned_buffer.h"
+#include "io/block_device.h"
+#include "tests/support/forbid_syscall.h"
+#include "tests/support/temp_dir.h"
+
+namespace terrace {
+namespace {
+
+using testing::AllOf;
+using testing::ExitedWithCode;
+using testing::HasSubstr;
+using testing::StartsWith;
+
+void WriteFile(const std::string& path, const std::string& contents) {
+  std::ofstream(path, std::ios::binary) << contents;
+}
+
+std::string ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+bool Exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
+
+class FileDeviceTest : public testing::Test {
+ protected:
+  FileDeviceOptions Options(uint64_t size_bytes = 0) const {
+    FileDeviceOptions options;
+    options.path = path_;
+    options.size_bytes = size_bytes;
+    return options;
+  }
+  FileDeviceOptions CreateOptions(uint64_t size_bytes) const {
+    FileDeviceOptions options = Options(size_bytes);
+    options.create = true;
+    return options;
+  }
+
+  // Reads or writes the page at `offset`.
+  absl::Status Transfer(BlockDevice& device, IoOp op, uint64_t offset, size_t bytes = kPageBytes) {
+    const iovec buffer = {memory_.data(), bytes};
+    request_ = IoRequest();
+    request_.op = op;
+    request_.offset = offset;
+    request_.buffers = absl::MakeConstSpan(&buffer, 1);
+    IoRequest* const batch[] = {&request_};
+    return RunBatch(device, batch);
+  }
+
+  const TempDir dir_;
+  const std::string path_ = dir_.Join("data");
+  AlignedBuffer memory_ = *AlignedBuffer::Create(4 * kPageBytes);
+  IoRequest request_;
+};
+
+// Opens in vain, with this code and text.
+void ExpectError(const FileDeviceOptions& options, absl::StatusCode code,
+                 const testing::Matcher<std::string>& text) {
+  const absl::StatusOr<std::unique_ptr<BlockDevice>> device = OpenFileDevice(options);
+  EXPECT_EQ(device.status().code(), code) << device.status();
+  EXPECT_THAT(std::string(device.status().message()), text);
+}
+
+TEST_F(FileDeviceTest, BadOptionsNameTheField) {
+  const auto bad = [this](auto change) {
+    FileDeviceOptions options = CreateOptions(kPageBytes);
+    change(options);
+    return options;
+  };
+  const std::vector<std::pair<FileDeviceOptions, std::string>> cases = {
+      {bad([](auto& o) { o.path = ""; }), "path: "},
+      {bad([](auto& o) { o.path.push_back('\0'); }), "path: "},
+      {bad([](auto& o) { o.size_bytes = 4097; }), "size_bytes: "},
+      {bad([](auto& o) { o.size_bytes = uint64_t{1} << 63; }), "size_bytes: "},
+      {bad([](auto& o) { o.size_bytes = 0, o.truncate = true; }), "size_bytes: "},
+      {bad([](auto& o) { o.read_only = true; }), "read_only: "},
+      {bad([](auto& o) { o.create = false, o.read_only = o.truncate = true; }), "read_only: "},
+      {bad([](auto& o) { o.engine = IoEngine::kMemory; }), "engine: "},
+      {bad([](auto& o) { o.depth = 0; }), "depth: "},
+      {bad([](auto& o) { o.depth = 4097; }), "depth: "},
+  };
+  for (const auto& [options, field] : cases) {
+    ExpectError(options, absl::StatusCode::kInvalidArgument, StartsWith(field));
+  }
+  EXPECT_FALSE(Exists(path_));
+}
+
+TEST_F(FileDeviceTest, PathsThatCannotBeOpenedSayWhy) {
+  ExpectError(Options(), absl::StatusCode::kNotFound,
+              AllOf(HasSubstr(path_), HasSubstr("No such file or directory")));
+  FileDeviceOptions options = CreateOptions(kPageBytes);
+  options.path = dir_.Join("missing/data");
+  ExpectError(options, absl::StatusCode::kNotFound,
+              AllOf(HasSubstr(options.path), HasSubstr("No such file or directory")));
+  options.path = dir_.path();
+  ExpectError(options, absl::StatusCode::kInvalidArgument,
+              AllOf(HasSubstr(options.path), HasSubstr("Is a directory")));
+  options = Options();
+  options.path = dir_.path();
+  options.read_only = true;
+  ExpectError(options, absl::StatusCode::kInvalidArgument, HasSubstr("is a directory"));
+  WriteFile(path_, "x");
+  options = CreateOptions(kPageBytes);
+  options.path = path_ + "/data";
+  ExpectError(options, absl::StatusCode::kInvalidArgument, HasSubstr("Not a directory"));
+  options.path = dir_.Join("fifo");
+  ASSERT_EQ(::mkfifo(options.path.c_str(), 0600), 0);
+  options.create = false;
+  ExpectError(options, absl::StatusCode::kInvalidArgument, HasSubstr("not a regular file"));
+}
+
+TEST_F(FileDeviceTest, AMissingPermissionIsPermissionDenied) {
+  ASSERT_EQ(::chmod(dir_.path().c_str(), 0500), 0);
+  EXPECT_EXIT(
+      {
+        // Root may do anything; another user may not even enter the directory.
+        if (::geteuid() == 0 && ::setuid(65534) != 0) ::_exit(1);
+        ExpectError(CreateOptions(kPageBytes), absl::StatusCode::kPermissionDenied,
+                    AllOf(HasSubstr(path_), HasSubstr("Permission denied")));
+        ::_exit(HasFailure() ? 1 : 0);
+      },
+      ExitedWithCode(0), "");
+}
+
+TEST_F(FileDeviceTest, ANewFileIsPrivateAndItsSpaceIsReserved) {
+  constexpr uint64_t kBytes = 256 * kPageBytes;
+  const auto device = OpenFileDevice(CreateOptions(kBytes));
+  ASSERT_TRUE(device.ok()) << device.status();
+  struct stat found = {};
+  ASSERT_EQ(::stat(path_.c_str(), &found), 0);
+  EXPECT_EQ(found.st_mode & 07777, 0600u);
+  EXPECT_EQ(static_cast<uint64_t>(found.st_size), kBytes);
+  EXPECT_GE(static_cast<uint64_t>(found.st_blocks) * 512, kBytes);
+  EXPECT_EQ((*device)->info().path, path_);
+}
+
+TEST_F(FileDeviceTest, ALockedFileIsUnavailableAndUnharmed) {
+  WriteFile(path_, std::string(2 * kPageBytes, 'x'));
+  const auto holder = OpenFileDevice(Options());
+  ASSERT_TRUE(holder.ok()) << holder.status();
+  FileDeviceOptions options = CreateOptions(kPageBytes);
+  options.truncate = true;
+  ExpectError(options, absl::StatusCode::kUnavailable, path_ + ": locked by another process");
+  options = Options();
+  options.read_only = true;
+  ExpectError(options, absl::StatusCode::kUnavailable, HasSubstr("locked by another process"));
+  EXPECT_EXIT(
+      {
+        const int fd = ::open(path_.c_str(), O_RDWR | O_CLOEXEC);
+        ::_exit(fd >= 0 && ::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK ? 0 : 1);
+      },
+      ExitedWithCode(0), "");
+  EXPECT_EQ(ReadFile(path_), std::string(2 * kPageBytes, 'x'));
+}
+
+TEST_F(FileDeviceTest, ReadersShareAndKeepWritersOut) {
+  WriteFile(path_, std::string(kPageBytes, 'x'));
+  FileDeviceOptions options = Options();
+  options.read_only = true;
+  const auto first = OpenFileDevice(options);
+  const auto second = OpenFileDevice(options);
+  ASSERT_TRUE(first.ok() && second.ok()) << first.status() << second.status();
+  ExpectError(Options(), absl::StatusCode::kUnavailable, HasSubstr("locked by another process"));
+  EXPECT_TRUE(Transfer(**first, IoOp::kRead, 0).ok());
+  const absl::Status written = Transfer(**second, IoOp::kWrite, 0);
+  EXPECT_EQ(written.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(written.message(), HasSubstr("Bad file descriptor"));
+}
+
+TEST_F(FileDeviceTest, ALargerFileIsRefusedUnlessTruncated) {
+  const std::string contents(4 * kPageBytes, 'x');
+  WriteFile(path_, contents);
+  FileDeviceOptions options = Options(2 * kPageBytes);
+  ExpectError(options, absl::StatusCode::kInvalidArgument,
+              AllOf(HasSubstr(path_), HasSubstr("16384 bytes, more than 8192")));
+  EXPECT_EQ(ReadFile(path_), contents);
+  options.truncate = true;
+  ASSERT_TRUE(OpenFileDevice(options).ok());
+  EXPECT_EQ(ReadFile(path_), std::string(2 * kPageBytes, '\0'));
+}
+
+TEST_F(FileDeviceTest, ASmallerFileIsExtendedAndKeepsItsBytes) {
+  WriteFile(path_, std::string(5000, 'x'));
+  ASSERT_TRUE(OpenFileDevice(Options(3 * kPageBytes)).ok());
+  EXPECT_EQ(ReadFile(path_), std::string(5000, 'x') + std::string(3 * kPageBytes - 5000, '\0'));
+}
+
+TEST_F(FileDeviceTest, ASmallerFileCannotBeExtendedReadOnly) {
+  WriteFile(path_, std::string(kPageBytes, 'x'));
+  FileDeviceOptions options = Options(2 * kPageBytes);
+  options.read_only = true;
+  ExpectError(options, absl::StatusCode::kInvalidArgument,
+              HasSubstr("4096 bytes, fewer than 8192"));
+}
+
+TEST_F(FileDeviceTest, AnEmptyFileNeedsASize) {
+  ExpectError(CreateOptions(0), absl::StatusCode::kInvalidArgument,
+              HasSubstr("size_bytes: an empty file needs a size"));
+  EXPECT_FALSE(Exists(path_));
+  WriteFile(path_, "");
+  ExpectError(CreateOptions(0), absl::StatusCode::kInvalidArgument, HasSubstr("size_bytes"));
+  EXPECT_TRUE(Exists(path_));
+}
+
+TEST_F(FileDeviceTest, ADiskThatIsTooSmallIsResourceExhausted) {
+  constexpr uint64_t kHuge = uint64_t{1} << 50;
+  const auto text =
+      AllOf(HasSubstr(path_), HasSubstr("1125899906842624 bytes needed"), HasSubstr(" available"));
+  ExpectError(CreateOptions(kHuge), absl::StatusCode::kResourceExhausted, text);
+  EXPECT_FALSE(Exists(path_)) << "what the call made, it removes";
+  const std::string contents(5000, 'x');
+  WriteFile(path_, contents);
+  FileDeviceOptions options = CreateOptions(kHuge);
+  options.truncate = true;
+  ExpectError(options, absl::StatusCode::kResourceExhausted, text);
+  options.truncate = false;
+  ExpectError(options, absl::StatusCode::kResourceExhausted, HasSubstr("not enough disk space"));
+  EXPECT_EQ(ReadFile(path_), contents);
+}
+
+TEST_F(FileDeviceTest, APrematureEndIsDataLoss) {
+  WriteFile(path_, std::string(kPageBytes + 900, 'x'));
+  for (const IoEngine engine : {IoEngine::kAuto, IoEngine::kThreads}) {
+    for (const bool direct_io : {true, false}) {
+      FileDeviceOptions options = Options();
+      options.engine = engine;
+      options.direct_io = direct_io;
+      const auto device = OpenFileDevice(options);
+      ASSERT_TRUE(device.ok()) << device.status();
+      EXPECT_EQ((*device)->info().size_bytes, 2 * kPageBytes);
+      EXPECT_TRUE(Transfer(**device, IoOp::kRead, 0).ok());
+      const absl::Status status = Transfer(**device, IoOp::kRead, 0, 2 * kPageBytes);
+      EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+      EXPECT_EQ(status.message(),
+                path_ +
+                    ": read of 8192 bytes at offset 0: premature end of the device after 4096 "
+                    "bytes");
+      EXPECT_EQ(request_.transferred, kPageBytes);
+    }
+  }
+}
+
+TEST_F(FileDeviceTest, AFileCutShortMeanwhileIsDataLoss) {
+  const auto device = OpenFileDevice(CreateOptions(4 * kPageBytes));
+  ASSERT_TRUE(device.ok()) << device.status();
+  ASSERT_EQ(::truncate(path_.c_str(), kPageBytes), 0);
+  EXPECT_EQ(Transfer(**device, IoOp::kRead, 0, 3 * kPageBytes).code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(request_.error, ENODATA);
+  EXPECT_EQ(request_.transferred, kPageBytes);
+}
+
+// --- Kernels and containers that forbid things, played by a filter in a child process ---
+
+class FilteredFileDeviceTest : public FileDeviceTest {
+ protected:
+  void SetUp() override {
+    if (!CanForbidSyscalls()) GTEST_SKIP() << "this kernel does not allow seccomp filters";
+  }
+  // Ends the child: what it expected must have happened.
+  [[noreturn]] static void Exit() {
+    std::cerr.flush();
+    ::_exit(HasFailure() ? 1 : 0);
+  }
+};
+
+TEST_F(FilteredFileDeviceTest, AutoFallsBackToThreadsAndSaysWhy) {
+  const auto plain = OpenFileDevice(CreateOptions(kPageBytes));
+  ASSERT_TRUE(plain.ok()) << plain.status();
+  const bool has_io_uring = (*plain)->info().engine == IoEngine::kIoUring;
+  const std::pair<long, std::string> calls[] = {{SYS_io_uring_setup, "io_uring_setup"},
+                                                {SYS_io_uring_enter, "io_uring_enter"},
+                                                {SYS_io_uring_register, "io_uring_register"}};
+  for (const auto& [number, name] : calls) {
+    // Without io_uring, the first call fails and the others are never made.
+    if (!has_io_uring && number != SYS_io_uring_setup) continue;
+    SCOPED_TRACE(name);
+    EXPECT_EXIT(
+        {
+          ASSERT_TRUE(ForbidSyscall(number, EPERM));
+          FileDeviceOptions options = CreateOptions(kPageBytes);
+          options.path = dir_.Join(name);
+          const auto device = OpenFileDevice(options);
+          EXPECT_TRUE(device.ok()) << device.status();
+          EXPECT_EQ((*device)->info().engine, IoEngine::kThreads);
+          EXPECT_EQ((*device)->info().engine_reason,
+                    absl::StrCat("io_uring is not available: ", name, ": Operation not permitted"));
+          EXPECT_TRUE(Transfer(**device, IoOp::kWrite, 0).ok());
+          EXPECT_TRUE(Transfer(**device, IoOp::kRead, 0).ok());
+          Exit();
+        },
+        ExitedWithCode(0), "");
+  }
+}
+
+TEST_F(FilteredFileDeviceTest, IoUringByNameIsUnavailableInstead) {
+  WriteFile(path_, std::string(2 * kPageBytes, 'x'));
+  EXPECT_EXIT(
+      {
+        ASSERT_TRUE(ForbidSyscall(SYS_io_uring_setup, ENOSYS));
+        FileDeviceOptions options = CreateOptions(kPageBytes);
+        options.engine = IoEngine::kIoUring;
+        options.truncate = true;
+        const auto text = AllOf(HasSubstr("io_uring"), HasSubstr("Function not implemented"));
+        ExpectError(options, absl::StatusCode::kUnavailable, text);
+        options.path = dir_.Join("new");
+        ExpectError(options, absl::StatusCode::kUnavailable, text);
+        Exit();
+      },
+      ExitedWithCode(0), "");
+  EXPECT_EQ(ReadFile(path_), std::string(2 * kPageBytes, 'x')) << "not harmed";
+  EXPECT_FALSE(Exists(dir_.Join("new")));
+}
+
+TEST_F(FilteredFileDeviceTest, AFilesystemWithoutDirectIoUsesThePageCache) {
+  EXPECT_EXIT(
+      {
+        ASSERT_TRUE(ForbidSyscall(SYS_fcntl, EINVAL, O_DIRECT));
+        const auto device = OpenFileDevice(CreateOptions(kPageBytes));
+        EXPECT_TRUE(device.ok()) << device.status();
+        EXPECT_FALSE((*device)->info().direct_io);
+        EXPECT_EQ((*device)->info().direct_reason,
+                  "the filesystem refuses O_DIRECT: Invalid argument");
+        EXPECT_TRUE(Transfer(**device, IoOp::kWrite, 0).ok());
+        Exit();
+      },
+      ExitedWithCode(0), "");
+}
+
+TEST_F(FilteredFileDeviceTest, AFilesystemWithoutReservationsGetsASparseFile) {
+  EXPECT_EXIT(
+      {
+        ASSERT_TRUE(ForbidSyscall(SYS_fallocate, EOPNOTSUPP));
+        const auto device = OpenFileDevice(CreateOptions(4 * kPageBytes));
+        EXPECT_TRUE(device.ok()) << device.status();
+        EXPECT_TRUE(Transfer(**device, IoOp::kRead, 3 * kPageBytes).ok());
+        Exit();
+      },
+      ExitedWithCode(0), "");
+}
+
+TEST_F(FilteredFileDeviceTest, ADiskThatFillsUpWhileReservingIsResourceExhausted) {
+  WriteFile(path_, std::string(5000, 'x'));
+  EXPECT_EXIT(
+      {
+        ASSERT_TRUE(ForbidSyscall(SYS_fallocate, ENOSPC));
+        FileDeviceOptions options = CreateOptions(8 * kPageBytes);
+        const auto text = HasSubstr("not enough disk space");
+        ExpectError(options, absl::StatusCode::kResourceExhausted, text);
+        options.path = dir_.Join("new");
+        ExpectError(options, absl::StatusCode::kResourceExhausted, text);
+        Exit();
+      },
+      ExitedWithCode(0), "");
+  EXPECT_EQ(ReadFile(path_), std::string(5000, 'x'));
+  EXPECT_FALSE(Exists(dir_.Join("new")));
+}
+
+TEST_F(FilteredFileDeviceTest, AFileThatCannotBeLockedIsNotTouched) {
+  EXPECT_EXIT(
+      {
+        ASSERT_TRUE(ForbidSyscall(SYS_flock, ENOLCK));
+        ExpectError(CreateOptions(kPageBytes), absl::StatusCode::kInternal,
+                    AllOf(HasSubstr(path_), HasSubstr("cannot lock: No locks available")));
+        Exit();
+      },
+      ExitedWithCode(0), "");
+}
+
+TEST_F(FilteredFileDeviceTest, ADeviceWithoutThreadsIsUnavailable) {
+  EXPECT_EXIT(
+      {
+        ASSERT_TRUE(ForbidSyscall(SYS_clone3, EAGAIN));
+        ASSERT_TRUE(ForbidSyscall(SYS_clone, EAGAIN));
+        FileDeviceOptions options = CreateOptions(kPageBytes);
+        options.engine = IoEngine::kThreads;
+        ExpectError(options, absl::StatusCode::kUnavailable,
+                    HasSubstr("cannot start a thread: Resource temporarily unavailable"));
+        Exit();
+      },
+      ExitedWithCode(0), "");
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,58 @@
+#include "tiers/lease.h"
+
+#include "io/check.h"
+#include "tiers/tier_manager.h"
+
+namespace terrace {
+
+Lease& Lease::operator=(Lease&& other) noexcept {
+  if (this == &other) return *this;
+  Release();
+  manager_ = std::exchange(other.manager_, nullptr);
+  blocks_ = std::move(other.blocks_);
+  places_ = std::move(other.places_);
+  other.blocks_.clear();
+  other.places_.clear();
+  return *this;
+}
+
+void Lease::Release() {
+  if (manager_ != nullptr) manager_->Unpin(places_);
+  manager_ = nullptr;
+  blocks_.clear();
+  places_.clear();
+}
+
+Ticket& Ticket::operator=(Ticket&& other) noexcept {
+  if (this == &other) return *this;
+  Cancel();
+  manager_ = std::exchange(other.manager_, nullptr);
+  items_ = std::move(other.items_);
+  deadline_ = other.deadline_;
+  other.items_.clear();
+  return *this;
+}
+
+bool Ticket::Done() const {
+  if (manager_ == nullptr) return true;
+  absl::MutexLock lock(&manager_->mu_);
+  return manager_->AllLanded(items_);
+}
+
+Lease Ticket::Wait() {
+  TERRACE_CHECK(manager_ != nullptr);
+  TierManager* manager = std::exchange(manager_, nullptr);
+  return manager->WaitFor(std::move(items_), deadline_);
+}
+
+void Ticket::Cancel() {
+  if (manager_ == nullptr) return;
+  std::vector<Place> places;
+  for (const FetchItem& item : items_) {
+    if (item.place.slot != kNoSlot) places.push_back(item.place);
+  }
+  std::exchange(manager_, nullptr)->Unpin(places);
+  items_.clear();
+}
+
+}  // namespace terrace

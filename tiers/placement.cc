@@ -1,0 +1,259 @@
+#include "tiers/placement.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "io/check.h"
+
+namespace terrace {
+namespace {
+
+size_t MaxBlocks(const PlacementOptions& options) {
+  size_t blocks = 0;
+  for (size_t slots : options.slots) blocks += slots;
+  if (options.nvme) {
+    blocks += size_t{options.nvme->segment_count} * options.nvme->blocks_per_segment();
+  }
+  return blocks;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Placement>> Placement::Create(const PlacementOptions& options) {
+  std::vector<std::unique_ptr<EvictionPolicy>> policies;
+  for (size_t slots : options.slots) {
+    absl::StatusOr<std::unique_ptr<EvictionPolicy>> policy =
+        MakeEvictionPolicy(options.policy, slots);
+    if (!policy.ok()) return policy.status();
+    policies.push_back(*std::move(policy));
+  }
+  return std::unique_ptr<Placement>(new Placement(options, std::move(policies)));
+}
+
+Placement::Placement(const PlacementOptions& options,
+                     std::vector<std::unique_ptr<EvictionPolicy>> policies)
+    : pages_per_block_(static_cast<uint32_t>(options.block_bytes / kPageBytes)),
+      directory_(MaxBlocks(options)) {
+  for (size_t i = 0; i < kPoolCount; ++i) {
+    tables_[i] =
+        std::make_unique<SlotTable>(options.slots[i], pages_per_block_, std::move(policies[i]));
+  }
+  if (!options.nvme) return;
+  nvme_ = std::make_unique<NvmeTier>(*options.nvme, options.epoch);
+  nvme_accepts_ = true;
+  groups_.resize(kWriteGroups);
+  for (WriteGroup& group : groups_) group.blocks.reserve(options.nvme->group_blocks);
+  doomed_.reserve(options.nvme->blocks_per_segment());
+}
+
+Pool Placement::put_pool() const {
+  if (table(Pool::kDram).size() > 0) return Pool::kDram;
+  return table(Pool::kHbm).size() > 0 ? Pool::kHbm : Pool::kTransit;
+}
+
+Place Placement::ReserveSlot(Pool pool, EntryIndex entry, const Fill& fill) {
+  SlotTable& slots = table(pool);
+  const Place place = {pool, slots.Reserve(entry)};
+  slots.fill(place.slot) = fill;
+  ++outstanding_fills_;
+  if (entry != kNoEntry) {
+    BlockEntry& block = directory_[entry];
+    TERRACE_CHECK(block.slot(pool) == kNoSlot);
+    block.slot(pool) = place.slot;
+    if (pool != Pool::kTransit) slots.Track(place.slot, block.id);
+  }
+  if (pool == Pool::kDram) ++reserved_since_select_;
+  return place;
+}
+
+std::optional<Place> Placement::TakeBounce() {
+  SlotTable& transit = table(Pool::kTransit);
+  if (transit.free_count() == 0) return std::nullopt;
+  return Place{Pool::kTransit, transit.Reserve(kNoEntry)};
+}
+
+void Placement::ReturnBounce(Place place) { table(Pool::kTransit).Fail(place.slot); }
+
+bool Placement::transfers_in_flight() const {
+  return outstanding_fills_ > 0 ||
+         std::any_of(groups_.begin(), groups_.end(),
+                     [](const WriteGroup& group) { return group.in_use && group.closed; });
+}
+
+Placement::PutReservation Placement::ReservePut(const BlockId& id, Retention retention) {
+  EntryIndex entry = directory_.Find(id);
+  if (entry != kNoEntry) {
+    for (Pool pool : {Pool::kHbm, Pool::kDram}) {
+      const SlotIndex slot = directory_[entry].slot(pool);
+      if (slot == kNoSlot) continue;
+      table(pool).Touch(slot);
+      break;
+    }
+    if (retention == Retention::kOwned) SetRetention(id, retention);
+    ++stats_.repeated_puts;
+    return {PutOutcome::kAlreadyHere, {}};
+  }
+  const Pool pool = put_pool();
+  if (pool == Pool::kTransit && !nvme_accepts_) return {PutOutcome::kFull, {}};
+  const Room room = MakeRoom(pool, 1);
+  if (room != Room::kOk) {
+    return {room == Room::kWait ? PutOutcome::kWait : PutOutcome::kFull, {}};
+  }
+  entry = directory_.Insert(id);
+  directory_[entry].retention = retention;
+  const Place place = ReserveSlot(pool, entry, Fill());
+  if (pool == Pool::kTransit) {
+    // Nothing but NVMe will hold the block, so its place there is settled before it is accepted.
+    const Room written = AddToGroup(entry, place);
+    if (written != Room::kOk) {
+      FillFailed(place, false);
+      return {written == Room::kWait ? PutOutcome::kWait : PutOutcome::kFull, {}};
+    }
+  }
+  ++stats_.puts;
+  return {PutOutcome::kReserved, place};
+}
+
+void Placement::Unpin(Place place) {
+  SlotTable& slots = table(place.pool);
+  const bool attached = slots.entry(place.slot) != kNoEntry;
+  slots.Unpin(place.slot);
+  if (attached && place.pool == Pool::kTransit) ReleaseTransit(place.slot);
+}
+
+// A transit slot keeps its block only while somebody uses it or it is on its way down.
+void Placement::ReleaseTransit(SlotIndex slot) {
+  const SlotTable& slots = table(Pool::kTransit);
+  if (slots.pins(slot) > 0 || slots.state(slot) != CopyState::kResident) return;
+  const EntryIndex entry = slots.entry(slot);
+  if (directory_[entry].nvme == CopyState::kResident) DropCopy(entry, Pool::kTransit);
+}
+
+void Placement::EndFill(const Fill& fill) {
+  --outstanding_fills_;
+  if (fill.prefetch) --outstanding_prefetch_;
+  UnpinSource(fill);
+  if (fill.drains) --draining_;
+  if (fill.group) --groups_[*fill.group].pending;
+}
+
+// The checksums made when the block was put travel with its bytes.
+void Placement::CarryChecksums(const Fill& fill, Place place) {
+  absl::Span<const PageChecksum> source;
+  if (fill.source == Fill::Source::kSlot) source = table(fill.slot.pool).checksums(fill.slot.slot);
+  if (fill.source == Fill::Source::kNvme) source = nvme_->checksums(fill.page, fill.page_count);
+  const absl::Span<PageChecksum> target = table(place.pool).checksums(place.slot);
+  std::copy(source.begin(), source.end(), target.begin() + fill.first_page);
+}
+
+void Placement::FillLanded(Place place) {
+  SlotTable& slots = table(place.pool);
+  const Fill fill = slots.fill(place.slot);
+  const EntryIndex entry = slots.entry(place.slot);
+  if (nvme_ != nullptr) CarryChecksums(fill, place);
+  slots.Land(place.slot);
+  EndFill(fill);
+  if (entry == kNoEntry) return;
+  if (fill.prefetch) ++stats_.prefetched_blocks;
+  if (fill.drains && Dirty(directory_[entry])) ++dirty_moves_;
+  if (place.pool == Pool::kTransit) ReleaseTransit(place.slot);
+}
+
+void Placement::FillFailed(Place place, bool source_lost) {
+  SlotTable& slots = table(place.pool);
+  const Fill fill = slots.fill(place.slot);
+  const EntryIndex entry = slots.entry(place.slot);
+  if (entry != kNoEntry) {
+    if (fill.group) VoidGroupBlock(entry);
+    directory_[entry].slot(place.pool) = kNoSlot;
+  }
+  slots.Fail(place.slot);
+  EndFill(fill);
+  if (source_lost) {
+    const PageIndex start{static_cast<uint32_t>(fill.page) - fill.first_page};
+    const EntryIndex unreadable = nvme_->entry_near(start);
+    if (unreadable != kNoEntry && directory_[unreadable].page == start &&
+        directory_[unreadable].nvme == CopyState::kResident) {
+      ++stats_.lost_blocks;
+      DropNvmeCopy(unreadable);
+      if (unreadable == entry) return;  // gone with its last copy, or held elsewhere
+    }
+  }
+  if (entry != kNoEntry) EraseIfGone(entry);
+}
+
+void Placement::Drop(const BlockId& id) {
+  const EntryIndex entry = directory_.Find(id);
+  if (entry == kNoEntry) return;
+  BlockEntry& block = directory_[entry];
+  if (block.nvme == CopyState::kFilling) VoidGroupBlock(entry);
+  for (Pool pool : {Pool::kHbm, Pool::kDram, Pool::kTransit}) {
+    if (block.slot(pool) != kNoSlot) DropCopy(entry, pool);
+  }
+  if (block.nvme == CopyState::kResident) {
+    DropNvmeCopy(entry);
+  } else {
+    EraseIfGone(entry);
+  }
+  RetrackStuck();
+}
+
+void Placement::SetRetention(const BlockId& id, Retention retention) {
+  const EntryIndex entry = directory_.Find(id);
+  if (entry == kNoEntry || directory_[entry].retention == retention) return;
+  BlockEntry& block = directory_[entry];
+  block.retention = retention;
+  if (block.nvme != CopyState::kEmpty) {
+    nvme_->SetOwned(block.page, retention == Retention::kOwned);
+  }
+  if (retention == Retention::kCached) RetrackStuck();
+}
+
+std::optional<Tier> Placement::Find(const BlockId& id) const {
+  const EntryIndex entry = directory_.Find(id);
+  if (entry == kNoEntry) return std::nullopt;
+  return HitTier(directory_[entry]);
+}
+
+bool Placement::OnNvme(const BlockId& id) const {
+  const EntryIndex entry = directory_.Find(id);
+  return entry != kNoEntry && directory_[entry].nvme == CopyState::kResident;
+}
+
+void Placement::RecoverBlock(const BlockId& id, PageIndex page, Retention retention,
+                             absl::Span<const PageChecksum> checksums) {
+  EntryIndex entry = directory_.Find(id);
+  if (entry != kNoEntry) {
+    nvme_->Remove(directory_[entry].page, directory_[entry].retention == Retention::kOwned);
+  } else {
+    entry = directory_.Insert(id);
+    Transition(directory_[entry].nvme, CopyState::kResident);
+  }
+  BlockEntry& block = directory_[entry];
+  block.page = page;
+  block.retention = retention;
+  nvme_->Place(page, entry, retention == Retention::kOwned);
+  const absl::Span<PageChecksum> kept = nvme_->checksums(page, pages_per_block_);
+  std::copy(checksums.begin(), checksums.end(), kept.begin());
+}
+
+std::array<uint64_t, kTierCount> Placement::CountBlocks() const {
+  std::array<uint64_t, kTierCount> counts = {};
+  for (size_t i = 0; i < table(Pool::kHbm).size(); ++i) {
+    if (table(Pool::kHbm).entry(SlotIndex(i)) != kNoEntry) ++counts[0];
+  }
+  for (size_t i = 0; i < table(Pool::kDram).size(); ++i) {
+    const EntryIndex entry = table(Pool::kDram).entry(SlotIndex(i));
+    if (entry != kNoEntry && directory_[entry].slot(Pool::kHbm) == kNoSlot) ++counts[1];
+  }
+  counts[2] = directory_.size() - counts[0] - counts[1];
+  return counts;
+}
+
+size_t Placement::memory_bytes() const {
+  size_t bytes = directory_.memory_bytes();
+  for (const auto& slots : tables_) bytes += slots->memory_bytes();
+  return bytes + (nvme_ == nullptr ? 0 : nvme_->memory_bytes());
+}
+
+}  // namespace terrace

@@ -1,0 +1,257 @@
+#ifndef TERRACE_TIERS_PLACEMENT_H_
+#define TERRACE_TIERS_PLACEMENT_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "tiers/block_directory.h"
+#include "tiers/nvme_tier.h"
+#include "tiers/slot_table.h"
+#include "tiers/tier.h"
+
+namespace terrace {
+
+// Whether room could be made.
+enum class Room : uint8_t {
+  kOk,
+  kWait,  // once transfers that are in flight have ended
+  kFull,  // only if somebody releases a lease or drops a block
+};
+
+struct PlacementOptions {
+  size_t block_bytes = 0;
+  std::array<size_t, kPoolCount> slots = {};
+  std::string policy = "lru";
+  std::optional<NvmeGeometry> nvme;  // nullopt: no such tier
+  uint64_t epoch = 0;
+};
+
+struct PlacementStats {
+  std::array<uint64_t, kTierCount> hits = {};  // blocks, at the fastest tier that held them
+  uint64_t misses = 0;
+  uint64_t puts = 0;
+  uint64_t repeated_puts = 0;   // the block was there already
+  uint64_t demotions = 0;       // HBM slots copied down
+  uint64_t evicted_blocks = 0;  // dropped from their last tier to make room
+  uint64_t lost_blocks = 0;     // the bytes could not be read back or written down
+  uint64_t prefetched_blocks = 0;
+  uint64_t prefetch_dropped = 0;  // hints without effect for want of room
+  uint64_t evicted_segments = 0;
+  uint64_t write_groups = 0;
+};
+
+// One block, or an aligned part of it, of a fetch.
+struct FetchItem {
+  BlockId id;
+  uint32_t first_page = 0;
+  uint32_t page_count = 0;  // all pages of the block for a whole one
+
+  // Set by ReserveFetch. `place` stays pinned until Unpin; kNoSlot means a miss.
+  Place place;
+  std::optional<Fill> source;  // pinned while room is made
+  Tier hit_tier = Tier::kNvme;
+  bool was_prefetching = false;  // the fetch joined a prefetch that nobody waited for
+};
+
+// Blocks on their way to NVMe as one sequential write, led by a header.
+struct WriteGroup {
+  struct Block {
+    EntryIndex entry = kNoEntry;  // kNoEntry once the block was dropped
+    Place source;                 // pinned until the write ended
+    Retention retention = Retention::kCached;
+  };
+  bool in_use = false;
+  bool closed = false;
+  PageIndex base = kNoPage;  // of the header
+  uint32_t capacity = 0;     // blocks that fit where it lies
+  uint32_t pending = 0;      // sources whose bytes are still on the way
+  uint64_t generation = 0;
+  std::vector<Block> blocks;  // capacity reserved at construction
+};
+
+// Decides where every block lives: the rules of all tiers, as plain book-keeping. It does no I/O,
+// copies no bytes and takes no time; the manager carries out what it decides and reports back when
+// transfers land. Every decision follows from the order of the calls alone and never from how fast
+// transfers finish: where the right victim is still on its way to disk the answer is kWait, not
+// another victim. So a replay hits the same blocks on every disk and engine.
+//
+// Invariants, between calls:
+//   - an entry exists if and only if some copy of its block is not kEmpty;
+//   - a memory copy without an NVMe copy is *dirty*: evicting it means writing it down first, or
+//     losing the block, which only cached blocks suffer;
+//   - an NVMe copy in kFilling has its source pinned by its write group.
+//
+// Thread-compatible; guarded by the manager's lock.
+class Placement {
+ public:
+  static constexpr size_t kWriteGroups = 8;
+
+  static absl::StatusOr<std::unique_ptr<Placement>> Create(const PlacementOptions& options);
+
+  // --- Put ---
+  enum class PutOutcome : uint8_t { kReserved, kAlreadyHere, kWait, kFull };
+  struct PutReservation {
+    PutOutcome outcome = PutOutcome::kFull;
+    Place place;
+  };
+  // Takes a slot for a new block; the caller fills it and reports FillLanded. A block that is known
+  // keeps its bytes, counts as used, and becomes owned if `retention` says so.
+  PutReservation ReservePut(const BlockId& id, Retention retention);
+
+  // --- Fetch ---
+  // Pins a place for every item in `target` (kHbm, kDram or, where neither exists, kTransit), all
+  // or none; parts of blocks that are only on NVMe get a transit slot of their own. What is not
+  // there yet is queued as a fill.
+  Room ReserveFetch(absl::Span<FetchItem> items, Pool target);
+  // Queues unpinned fills for blocks that are in a slower tier; stops caring when room is short.
+  // Returns how many were queued.
+  size_t ReservePrefetch(absl::Span<const BlockId> ids, Pool target, size_t cap);
+  void Unpin(Place place);
+
+  // --- Fills, in the order they were reserved; nullopt when there is none to start ---
+  // From NVMe: demand before prefetch. From another slot: skips those whose source is still
+  // filling.
+  std::optional<Place> NextRead(bool allow_prefetch);
+  std::optional<Place> NextCopy();
+  bool has_copies() const { return !copies_.empty(); }
+  void FillLanded(Place place);
+  // The bytes could not be had. `source_lost`: the NVMe copy is unreadable and is forgotten.
+  void FillFailed(Place place, bool source_lost);
+
+  // A detached transit slot to read into on the way to HBM; nullopt when none is free.
+  std::optional<Place> TakeBounce();
+  void ReturnBounce(Place place);
+  // Some fill or write has been reserved or submitted and has not ended.
+  bool transfers_in_flight() const;
+
+  // --- Write-back ---
+  // A group that is complete, its sources resident; stays in use until GroupWritten.
+  std::optional<size_t> NextGroup();
+  WriteGroup& group(size_t index) { return groups_[index]; }
+  void GroupWritten(size_t index, bool written);
+  void CloseOpenGroup();
+  // After a failed write: nothing is sent to NVMe any more, what is there stays readable.
+  void StopNvmeWrites() { nvme_accepts_ = false; }
+  bool nvme_accepts() const { return nvme_accepts_; }
+
+  // --- Flush ---
+  // How far a flush has come through the slots of HBM, then of DRAM.
+  struct FlushCursor {
+    Pool pool = Pool::kHbm;
+    size_t slot = 0;
+    uint64_t moves = 0;  // dirty_moves_ when this pass began
+  };
+  FlushCursor BeginFlush() const { return {.moves = dirty_moves_}; }
+  // Sends dirty blocks from the cursor on to NVMe; kOk when every block that was dirty at
+  // BeginFlush is in a group. Starts over when a dirty copy may have moved past behind the cursor.
+  Room SelectDirty(FlushCursor& cursor);
+  // No group up to this generation is unwritten.
+  bool WrittenUpTo(uint64_t generation) const;
+  uint64_t last_generation() const { return last_generation_; }
+
+  // --- Blocks ---
+  void Drop(const BlockId& id);
+  void SetRetention(const BlockId& id, Retention retention);
+  // The fastest tier that holds the block; nullopt when none does.
+  std::optional<Tier> Find(const BlockId& id) const;
+  bool OnNvme(const BlockId& id) const;
+  // A block found on the device when the tier was opened. Older copies give way to newer ones.
+  void RecoverBlock(const BlockId& id, PageIndex page, Retention retention,
+                    absl::Span<const PageChecksum> checksums);
+
+  // --- Views ---
+  SlotTable& table(Pool pool) { return *tables_[static_cast<size_t>(pool)]; }
+  const SlotTable& table(Pool pool) const { return *tables_[static_cast<size_t>(pool)]; }
+  const BlockDirectory& directory() const { return directory_; }
+  NvmeTier* nvme() { return nvme_.get(); }
+  const NvmeTier* nvme() const { return nvme_.get(); }
+  uint32_t pages_per_block() const { return pages_per_block_; }
+  // The pool where Put places new blocks.
+  Pool put_pool() const;
+  const PlacementStats& stats() const { return stats_; }
+  // Blocks by the fastest tier that holds them.
+  std::array<uint64_t, kTierCount> CountBlocks() const;
+  size_t memory_bytes() const;
+
+ private:
+  Placement(const PlacementOptions& options, std::vector<std::unique_ptr<EvictionPolicy>> policies);
+
+  void CarryChecksums(const Fill& fill, Place place);
+  Place ReserveSlot(Pool pool, EntryIndex entry, const Fill& fill);
+  void EndFill(const Fill& fill);
+  void ReleaseTransit(SlotIndex slot);
+
+  // placement_fetch.cc
+  bool IsPart(const FetchItem& item) const { return item.page_count != pages_per_block_; }
+  std::optional<Place> ServingPlace(const BlockEntry& entry, Pool target, bool part) const;
+  Tier HitTier(const BlockEntry& entry) const;
+  Fill PinSource(const BlockEntry& entry, Pool target, const FetchItem& item);
+  void UnpinSource(const Fill& fill);
+  Room RoomForFetch(absl::Span<const FetchItem> items, Pool target);
+  void JoinFill(FetchItem& item);
+  void ReserveItem(FetchItem& item, Pool target);
+
+  // placement_evict.cc
+  Room MakeRoom(Pool pool, size_t slots);
+  Room EvictOne(Pool pool);
+  Room EvictFromHbm(SlotIndex slot);
+  Room EvictFromDram(SlotIndex slot);
+  void StartDemotion(EntryIndex entry, SlotIndex hbm_slot, Pool target);
+  Room NoRoom();
+  void DropCopy(EntryIndex entry, Pool pool);
+  void EraseIfGone(EntryIndex entry);
+  void EvictBlock(EntryIndex entry);
+  void DropNvmeCopy(EntryIndex entry);
+  void RetrackStuck();
+
+  // placement_write.cc
+  Room AddToGroup(EntryIndex entry, Place source);
+  Room OpenGroup();
+  Room NextSegment();
+  Room EvictSegment();
+  void VoidGroupBlock(EntryIndex entry);
+  Room SelectAhead();
+  bool Dirty(const BlockEntry& entry) const { return entry.nvme == CopyState::kEmpty; }
+  Room SelectForFlush(Pool pool, SlotIndex slot);
+
+  const uint32_t pages_per_block_;
+  BlockDirectory directory_;
+  std::array<std::unique_ptr<SlotTable>, kPoolCount> tables_;
+  std::unique_ptr<NvmeTier> nvme_;
+  bool nvme_accepts_ = false;
+
+  // Queued fills. Elements may be stale: a fill whose class was raised stands in both read queues,
+  // and `queued` in the Fill says whether it is still to be started.
+  std::deque<Place> demand_reads_;
+  std::deque<Place> prefetch_reads_;
+  std::deque<Place> copies_;
+  size_t outstanding_fills_ = 0;     // reserved, neither landed nor failed
+  size_t outstanding_prefetch_ = 0;  // of these, those nobody waits for
+  size_t draining_ = 0;              // HBM slots that fall free when their demotion lands
+
+  std::vector<WriteGroup> groups_;
+  std::optional<size_t> open_group_;
+  std::deque<size_t> closed_groups_;
+  uint64_t last_generation_ = 0;
+  size_t reserved_since_select_ = 0;
+  std::vector<EntryIndex> doomed_;   // scratch of EvictSegment
+  std::vector<SlotIndex> selected_;  // scratch of SelectAhead
+  uint64_t dirty_moves_ = 0;         // times that a dirty block changed its pool
+
+  // Some owned block was found unmovable and taken out of the eviction order.
+  bool has_stuck_ = false;
+
+  PlacementStats stats_;
+};
+
+}  // namespace terrace
+
+#endif  // TERRACE_TIERS_PLACEMENT_H_

@@ -1,0 +1,52 @@
+#ifndef TERRACE_TIERS_SLOT_MEMORY_H_
+#define TERRACE_TIERS_SLOT_MEMORY_H_
+
+#include <array>
+#include <cstddef>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "io/aligned_buffer.h"
+#include "io/copy_engine.h"
+#include "tiers/tier.h"
+
+namespace terrace {
+
+// The bytes of the DRAM tier, of the transit pool (both arenas in host memory) and of the HBM tier
+// (an arena of the copy engine's device), cut into block-sized slots. Says nothing about what they
+// hold; SlotTable does. Immutable after Create, so thread-safe as far as callers keep to their
+// slots.
+class SlotMemory {
+ public:
+  // kResourceExhausted naming the tier whose memory could not be had.
+  static absl::StatusOr<std::unique_ptr<SlotMemory>> Create(
+      size_t block_bytes, const std::array<size_t, kPoolCount>& slots,
+      std::unique_ptr<CopyEngine> copy_engine);
+
+  // A device address in kHbm, a host address otherwise.
+  std::byte* Address(Place place) const {
+    return bases_[static_cast<size_t>(place.pool)] + static_cast<size_t>(place.slot) * block_bytes_;
+  }
+  absl::Span<std::byte> HostSpan(Place place) const { return {Address(place), block_bytes_}; }
+
+  // Carries out a batch of copies, of which at most one side each is in HBM, and waits for it.
+  absl::Status CopyAndWait(absl::Span<const Copy> batch) const;
+  const CopyEngine& copy_engine() const { return *copy_engine_; }
+
+ private:
+  SlotMemory(size_t block_bytes, std::unique_ptr<CopyEngine> copy_engine)
+      : block_bytes_(block_bytes), copy_engine_(std::move(copy_engine)) {}
+
+  const size_t block_bytes_;
+  const std::unique_ptr<CopyEngine> copy_engine_;
+  std::unique_ptr<DeviceMemory> hbm_;
+  AlignedBuffer dram_;
+  AlignedBuffer transit_;
+  std::array<std::byte*, kPoolCount> bases_ = {};
+};
+
+}  // namespace terrace
+
+#endif  // TERRACE_TIERS_SLOT_MEMORY_H_

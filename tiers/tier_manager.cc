@@ -1,0 +1,369 @@
+#include "tiers/tier_manager.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "io/check.h"
+
+namespace terrace {
+namespace {
+
+const char* PoolName(Pool pool) {
+  switch (pool) {
+    case Pool::kHbm:
+      return "HBM tier";
+    case Pool::kDram:
+      return "DRAM tier";
+    case Pool::kTransit:
+      return "staging pool";
+  }
+  return "?";
+}
+
+}  // namespace
+
+TierManager::TierManager(const TierManagerOptions& options, std::unique_ptr<Placement> placement,
+                         std::unique_ptr<SlotMemory> memory)
+    : options_(options), memory_(std::move(memory)), placement_(std::move(placement)) {}
+
+TierManager::~TierManager() {
+  {
+    absl::MutexLock lock(&mu_);
+    stopping_ = true;
+    mover_wakeup_.Signal();
+  }
+  if (mover_.joinable()) mover_.join();
+  scheduler_.reset();  // the handler sees every completion before the members go
+}
+
+Pool TierManager::FastPool() const {
+  if (options_.hbm_bytes > 0) return Pool::kHbm;
+  return options_.dram_bytes > 0 ? Pool::kDram : Pool::kTransit;
+}
+
+absl::StatusOr<Pool> TierManager::TargetPool(std::optional<Tier> target) const {
+  if (!target) return FastPool();
+  if (*target == Tier::kHbm && options_.hbm_bytes > 0) return Pool::kHbm;
+  if (*target == Tier::kDram && options_.dram_bytes > 0) return Pool::kDram;
+  return absl::InvalidArgumentError(
+      absl::StrCat("cannot fetch to ", TierName(*target),
+                   *target == Tier::kNvme ? ": it holds no memory" : ": it has no capacity"));
+}
+
+size_t TierManager::max_fetch_blocks() const {
+  absl::MutexLock lock(&mu_);
+  const SlotTable& slots = placement_->table(FastPool());
+  return FastPool() == Pool::kTransit ? slots.size() / 2 : slots.size();
+}
+
+absl::Status TierManager::NoRoomError(absl::string_view what, size_t needed, Pool pool) const {
+  const SlotTable& slots = placement_->table(pool);
+  size_t available = slots.size() - std::min(slots.size(), slots.pinned_count());
+  if (pool == Pool::kTransit) available = std::min(available, slots.size() / 2);
+  std::string message =
+      absl::StrCat(what, ": ", needed, " slots needed in the ", PoolName(pool), ", ", available,
+                   " of ", slots.size(), " can be had (the others are leased or in flight)");
+  if (needed <= available) absl::StrAppend(&message, "; owned blocks fill the tiers");
+  if (!nvme_error_.ok()) {
+    absl::StrAppend(&message, "; the NVMe tier takes no writes: ", nvme_error_.message());
+  }
+  return absl::ResourceExhaustedError(message);
+}
+
+// --- Put ---
+
+absl::Status TierManager::Put(absl::Span<const BlockWrite> blocks) {
+  for (const BlockWrite& block : blocks) {
+    if (block.bytes.size() != options_.block_bytes) {
+      return absl::InvalidArgumentError(absl::StrCat("a block of ", block.bytes.size(),
+                                                     " bytes put where blocks have ",
+                                                     options_.block_bytes));
+    }
+    const absl::Status status = PutOne(block);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TierManager::PutOne(const BlockWrite& block) {
+  Place place;
+  absl::Span<PageChecksum> checksums;
+  {
+    absl::MutexLock lock(&mu_);
+    for (int idle_rounds = 0;;) {
+      const uint64_t seen = landings_;
+      const Placement::PutReservation reservation =
+          placement_->ReservePut(block.id, block.retention);
+      place = reservation.place;
+      if (reservation.outcome == Placement::PutOutcome::kReserved) break;
+      if (reservation.outcome == Placement::PutOutcome::kAlreadyHere) return absl::OkStatus();
+      const bool wait = reservation.outcome == Placement::PutOutcome::kWait;
+      idle_rounds = wait && AwaitProgress(seen) ? 0 : idle_rounds + 1;
+      if (!wait || idle_rounds > kMaxIdleRounds) {
+        return NoRoomError("put", 1, placement_->put_pool());
+      }
+    }
+    checksums = placement_->table(place.pool).checksums(place.slot);
+    StartTransfers();
+  }
+  // The slot is in kFilling, so its bytes and checksums are this thread's alone.
+  const absl::Status status = FillFromCaller(block, place, checksums);
+  absl::MutexLock lock(&mu_);
+  if (status.ok()) {
+    placement_->FillLanded(place);
+  } else {
+    placement_->FillFailed(place, /*source_lost=*/false);
+  }
+  ++landings_;
+  StartTransfers();
+  if (waiters_ > 0) progress_.SignalAll();
+  NudgeMover();
+  return status;
+}
+
+absl::Status TierManager::FillFromCaller(const BlockWrite& block, Place place,
+                                         absl::Span<PageChecksum> checksums) const {
+  if (options_.nvme_bytes > 0) ChecksumPages(block.bytes, checksums);
+  if (place.pool != Pool::kHbm) {
+    std::memcpy(memory_->Address(place), block.bytes.data(), block.bytes.size());
+    return absl::OkStatus();
+  }
+  const Copy copy = {.source = block.bytes.data(),
+                     .destination = memory_->Address(place),
+                     .bytes = block.bytes.size(),
+                     .direction = CopyDirection::kHostToDevice};
+  return memory_->CopyAndWait({&copy, 1});
+}
+
+// --- Fetch ---
+
+absl::StatusOr<std::vector<FetchItem>> TierManager::MakeItems(
+    absl::Span<const BlockRead> reads) const {
+  std::vector<FetchItem> items(reads.size());
+  for (size_t i = 0; i < reads.size(); ++i) {
+    const uint64_t offset = std::min<uint64_t>(reads[i].offset, options_.block_bytes);
+    const uint64_t bytes = reads[i].bytes > 0 ? reads[i].bytes : options_.block_bytes - offset;
+    if (!IsPageAligned(offset) || !IsPageAligned(bytes) || bytes == 0 ||
+        offset + bytes > options_.block_bytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("part of ", reads[i].bytes, " bytes at ", reads[i].offset, " of a block of ",
+                       options_.block_bytes, ": must lie inside, in multiples of ", kPageBytes));
+    }
+    items[i].id = reads[i].id;
+    items[i].first_page = static_cast<uint32_t>(reads[i].offset / kPageBytes);
+    items[i].page_count = static_cast<uint32_t>(bytes / kPageBytes);
+  }
+  return items;
+}
+
+absl::StatusOr<Ticket> TierManager::FetchAsync(absl::Span<const BlockRead> reads,
+                                               const FetchOptions& options) {
+  const absl::StatusOr<Pool> target = TargetPool(options.target);
+  if (!target.ok()) return target.status();
+  absl::StatusOr<std::vector<FetchItem>> items = MakeItems(reads);
+  if (!items.ok()) return items.status();
+
+  absl::MutexLock lock(&mu_);
+  const Room room = placement_->ReserveFetch(absl::MakeSpan(*items), *target);
+  StartTransfers();
+  NudgeMover();
+  if (room == Room::kFull) return NoRoomError("fetch", reads.size(), *target);
+  if (room == Room::kWait) {
+    return absl::UnavailableError("fetch: the room it needs is still being written back; retry");
+  }
+  RaisePrefetches(*items);
+  Ticket ticket;
+  ticket.manager_ = this;
+  ticket.items_ = *std::move(items);
+  ticket.deadline_ = options.deadline;
+  return ticket;
+}
+
+absl::StatusOr<Lease> TierManager::Fetch(absl::Span<const BlockRead> reads,
+                                         const FetchOptions& options) {
+  const absl::StatusOr<Pool> target = TargetPool(options.target);
+  if (!target.ok()) return target.status();
+  absl::StatusOr<std::vector<FetchItem>> items = MakeItems(reads);
+  if (!items.ok()) return items.status();
+  {
+    absl::MutexLock lock(&mu_);
+    for (int idle_rounds = 0;;) {
+      const uint64_t seen = landings_;
+      const Room room = placement_->ReserveFetch(absl::MakeSpan(*items), *target);
+      if (room == Room::kOk) break;
+      const bool wait = room == Room::kWait;
+      idle_rounds = wait && AwaitProgress(seen) ? 0 : idle_rounds + 1;
+      if (!wait || idle_rounds > kMaxIdleRounds) {
+        return NoRoomError("fetch", reads.size(), *target);
+      }
+    }
+    RaisePrefetches(*items);
+    StartTransfers();
+  }
+  return WaitFor(*std::move(items), options.deadline);
+}
+
+bool TierManager::AllLanded(absl::Span<const FetchItem> items) const {
+  for (const FetchItem& item : items) {
+    if (item.place.slot == kNoSlot) continue;
+    const SlotTable& slots = placement_->table(item.place.pool);
+    if (slots.state(item.place.slot) == CopyState::kFilling) return false;
+  }
+  return true;
+}
+
+Lease TierManager::WaitFor(std::vector<FetchItem> items, absl::Time deadline) {
+  Lease lease;
+  lease.manager_ = this;
+  lease.blocks_.reserve(items.size());
+  lease.places_.reserve(items.size());
+  std::vector<Place> unserved;
+  {
+    absl::MutexLock lock(&mu_);
+    ++waiters_;
+    // Everything before `landed` has: items are looked at once, not once a wake-up.
+    for (size_t landed = 0; landed < items.size();) {
+      if (AllLanded(absl::MakeConstSpan(&items[landed], 1))) {
+        ++landed;
+      } else if (!DoSomeWork() && progress_.WaitWithDeadline(&mu_, deadline)) {
+        break;
+      }
+    }
+    --waiters_;
+    for (const FetchItem& item : items) {
+      lease.blocks_.push_back(Outcome(item));
+      if (item.place.slot == kNoSlot) continue;
+      const bool served = lease.blocks_.back().outcome == BlockOutcome::kServed;
+      (served ? lease.places_ : unserved).push_back(item.place);
+    }
+    NudgeMover();
+  }
+  Unpin(unserved);
+  return lease;
+}
+
+LeasedBlock TierManager::Outcome(const FetchItem& item) const {
+  LeasedBlock block;
+  block.hit_tier = item.hit_tier;
+  block.bytes = size_t{item.page_count} * kPageBytes;
+  if (item.place.slot == kNoSlot) {
+    block.outcome = BlockOutcome::kMiss;
+    return block;
+  }
+  switch (placement_->table(item.place.pool).state(item.place.slot)) {
+    case CopyState::kResident:
+      block.outcome = BlockOutcome::kServed;
+      block.data = memory_->Address(item.place) + size_t{item.first_page} * kPageBytes;
+      block.in_hbm = item.place.pool == Pool::kHbm;
+      break;
+    case CopyState::kFilling:
+      block.outcome = BlockOutcome::kLate;
+      break;
+    case CopyState::kEmpty:
+    case CopyState::kFailed:
+      block.outcome = BlockOutcome::kLost;
+      break;
+  }
+  return block;
+}
+
+void TierManager::Unpin(absl::Span<const Place> places) {
+  if (places.empty()) return;
+  absl::MutexLock lock(&mu_);
+  for (const Place& place : places) placement_->Unpin(place);
+  StartTransfers();  // reads may have waited for the staging slots that this freed
+}
+
+size_t TierManager::Prefetch(absl::Span<const BlockId> ids, std::optional<Tier> target) {
+  const absl::StatusOr<Pool> pool = TargetPool(target);
+  if (!pool.ok()) return 0;
+  absl::MutexLock lock(&mu_);
+  const size_t cap = std::max<size_t>(1, placement_->table(*pool).size() / 4);
+  const size_t queued = placement_->ReservePrefetch(ids, *pool, cap);
+  StartTransfers();
+  NudgeMover();
+  return queued;
+}
+
+absl::Status TierManager::CopyToHost(const LeasedBlock& block, absl::Span<std::byte> out) const {
+  TERRACE_CHECK(block.outcome == BlockOutcome::kServed && out.size() == block.bytes);
+  if (!block.in_hbm) {
+    std::memcpy(out.data(), block.data, block.bytes);
+    return absl::OkStatus();
+  }
+  const Copy copy = {.source = block.data,
+                     .destination = out.data(),
+                     .bytes = block.bytes,
+                     .direction = CopyDirection::kDeviceToHost};
+  return memory_->CopyAndWait({&copy, 1});
+}
+
+// --- Blocks ---
+
+void TierManager::Drop(absl::Span<const BlockId> ids) {
+  absl::MutexLock lock(&mu_);
+  for (const BlockId& id : ids) placement_->Drop(id);
+}
+
+void TierManager::SetRetention(absl::Span<const BlockId> ids, Retention retention) {
+  absl::MutexLock lock(&mu_);
+  for (const BlockId& id : ids) placement_->SetRetention(id, retention);
+}
+
+std::optional<Tier> TierManager::Find(const BlockId& id) const {
+  absl::MutexLock lock(&mu_);
+  return placement_->Find(id);
+}
+
+size_t TierManager::CountLeading(absl::Span<const BlockId> ids) const {
+  absl::MutexLock lock(&mu_);
+  size_t count = 0;
+  while (count < ids.size() && placement_->Find(ids[count])) ++count;
+  return count;
+}
+
+bool TierManager::OnNvme(const BlockId& id) const {
+  absl::MutexLock lock(&mu_);
+  return placement_->OnNvme(id);
+}
+
+std::optional<uint64_t> TierManager::NvmeOffset(const BlockId& id) const {
+  absl::MutexLock lock(&mu_);
+  if (!placement_->OnNvme(id)) return std::nullopt;
+  const EntryIndex entry = placement_->directory().Find(id);
+  return static_cast<uint64_t>(placement_->directory()[entry].page) * kPageBytes;
+}
+
+TierStats TierManager::Stats() const {
+  TierStats stats;
+  absl::MutexLock lock(&mu_);
+  const std::array<uint64_t, kTierCount> blocks = placement_->CountBlocks();
+  const NvmeTier* nvme = placement_->nvme();
+  const uint64_t nvme_slots = nvme == nullptr
+                                  ? 0
+                                  : (nvme->geometry().segment_count - nvme->reserve_segments()) *
+                                        nvme->geometry().blocks_per_segment();
+  stats.tiers[0] = {options_.hbm_bytes, placement_->table(Pool::kHbm).size(), blocks[0]};
+  stats.tiers[1] = {options_.dram_bytes, placement_->table(Pool::kDram).size(), blocks[1]};
+  stats.tiers[2] = {options_.nvme_bytes, nvme_slots, blocks[2]};
+  stats.placement = placement_->stats();
+  stats.hbm_copied_bytes = hbm_copied_bytes_;
+  if (nvme != nullptr) {
+    const IoSchedulerStats io = scheduler_->Stats();
+    stats.nvme_read_bytes = io.read_bytes;
+    stats.nvme_written_bytes = io.written_bytes;
+    stats.nvme_peak_bytes = nvme->peak_bytes();
+    stats.nvme_accepts_writes = placement_->nvme_accepts();
+    stats.nvme_error = nvme_error_;
+  }
+  stats.metadata_bytes = placement_->memory_bytes();
+  stats.staging_bytes =
+      placement_->table(Pool::kTransit).size() * options_.block_bytes + headers_.size();
+  stats.device = device_info_;
+  stats.copy_engine = memory_->copy_engine().name();
+  return stats;
+}
+
+}  // namespace terrace

@@ -1,0 +1,244 @@
+#ifndef TERRACE_TIERS_TIER_MANAGER_H_
+#define TERRACE_TIERS_TIER_MANAGER_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "io/block_device.h"
+#include "io/copy_engine.h"
+#include "io/io_scheduler.h"
+#include "tiers/block_id.h"
+#include "tiers/lease.h"
+#include "tiers/placement.h"
+#include "tiers/slot_memory.h"
+#include "tiers/tier_options.h"
+
+namespace terrace {
+
+struct BlockWrite {
+  BlockId id;
+  absl::Span<const std::byte> bytes;  // [block_bytes], host memory
+  Retention retention = Retention::kCached;
+};
+
+// A block, or a part of one.
+struct BlockRead {
+  BlockId id;
+  // Bytes, both multiples of 4 KiB; `bytes` 0 means to the end of the block. A part that is only on
+  // NVMe is read alone into staging memory and not kept; otherwise it is served where it is.
+  uint32_t offset = 0;
+  uint32_t bytes = 0;
+};
+
+struct FetchOptions {
+  // kHbm or kDram, which must have capacity. nullopt is the fast tier: HBM where it has capacity,
+  // else DRAM, else staging memory.
+  std::optional<Tier> target;
+  absl::Time deadline = absl::InfiniteFuture();
+};
+
+// Keeps blocks in HBM, DRAM and NVMe, each in the fastest tier that it deserves, and moves them.
+//
+//   - A block served has exactly the bytes that were put, or it is a miss: page checksums made at
+//   Put
+//     are verified on every read from NVMe.
+//   - Put places a block in DRAM (in HBM without a DRAM tier). Fetch promotes. HBM evicts to DRAM,
+//     DRAM to NVMe, in the background and sequentially; NVMe evicts its oldest segment. Blocks
+//     leave a tier least recently used first. What ends up where depends on the order of the calls
+//     alone, not on the speed of the disk.
+//   - Capacities are hard. A call that cannot have the room it needs fails with kResourceExhausted,
+//     naming needed and available; it may first wait for writes in flight, never for a lease.
+//   - A failing disk never fails the caller: unreadable blocks are misses (counted), and after a
+//     failed write the NVMe tier takes no more of them and goes on serving reads.
+//
+// Thread-safe. Calls from one thread take effect in order; a block that is being fetched or put by
+// two threads is moved once. No callback runs in the caller's threads except this class's own work.
+class TierManager {
+ public:
+  // Test and benchmark doubles; null members are made from the options.
+  struct Parts {
+    std::unique_ptr<BlockDevice> device;  // as large as PlanNvmeGeometry(...).total_bytes()
+    std::unique_ptr<CopyEngine> copy_engine;
+  };
+
+  // Opens the tiers; without `reuse` the NVMe tier starts empty. Errors: kInvalidArgument (options,
+  // or a tier directory of another format, geometry or model, which is left untouched), those of
+  // OpenFileDevice, kResourceExhausted for memory.
+  static absl::StatusOr<std::unique_ptr<TierManager>> Open(const TierManagerOptions& options,
+                                                           Parts parts);
+  static absl::StatusOr<std::unique_ptr<TierManager>> Open(const TierManagerOptions& options) {
+    return Open(options, Parts());
+  }
+  // Waits for transfers in flight. Blocks that no Flush covered may not be on NVMe afterwards.
+  // REQUIRES: no lease or ticket is left.
+  ~TierManager();
+
+  // Stores blocks, in order; bytes are copied before it returns. A block that is known keeps its
+  // first bytes. kResourceExhausted when no room could be made for one; those before it are stored.
+  absl::Status Put(absl::Span<const BlockWrite> blocks) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Starts bringing blocks to the target tier, all or none, and pins them there. Fails at once with
+  // kResourceExhausted (what is pinned leaves too little room: fetch fewer, release leases) or
+  // kUnavailable (the room is still being written back: retry, or use Fetch, which waits for it).
+  // Missing blocks are outcomes, not errors. Ids in one batch should be distinct: each counts
+  // towards the room needed.
+  absl::StatusOr<Ticket> FetchAsync(absl::Span<const BlockRead> reads,
+                                    const FetchOptions& options = {}) ABSL_LOCKS_EXCLUDED(mu_);
+  // The same, waiting for write-backs where they stand in the way, and for the blocks.
+  absl::StatusOr<Lease> Fetch(absl::Span<const BlockRead> reads, const FetchOptions& options = {})
+      ABSL_LOCKS_EXCLUDED(mu_);
+  // Hints that blocks will be wanted soon. Pins nothing, never waits; dropped (and counted) when
+  // room is short. Returns how many fetches it started. A later fetch joins them.
+  size_t Prefetch(absl::Span<const BlockId> ids, std::optional<Tier> target = std::nullopt)
+      ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Copies a served block of a lease to host memory: [bytes of that block]. REQUIRES: kServed.
+  absl::Status CopyToHost(const LeasedBlock& block, absl::Span<std::byte> out) const;
+
+  // Forgets blocks: they are misses from now on. Leases on them stay valid.
+  void Drop(absl::Span<const BlockId> ids) ABSL_LOCKS_EXCLUDED(mu_);
+  void SetRetention(absl::Span<const BlockId> ids, Retention retention) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Writes every block that was put before it and is not on NVMe yet, and syncs the device. After
+  // OK all owned blocks are there, and all cached ones that have not been evicted since. Errors:
+  // kFailedPrecondition without an NVMe tier; kResourceExhausted when owned blocks leave no room
+  // there; the write error once the tier has stopped taking writes.
+  absl::Status Flush() ABSL_LOCKS_EXCLUDED(mu_, flush_mu_);
+
+  // The fastest tier that holds the block; nullopt when none does. Not a use of the block.
+  std::optional<Tier> Find(const BlockId& id) const ABSL_LOCKS_EXCLUDED(mu_);
+  // How many blocks from the front of `ids` some tier holds: the prefix that need not be computed.
+  size_t CountLeading(absl::Span<const BlockId> ids) const ABSL_LOCKS_EXCLUDED(mu_);
+  bool OnNvme(const BlockId& id) const ABSL_LOCKS_EXCLUDED(mu_);
+  // Where the block lies on the device, in bytes; nullopt when it is not there. For benchmarks.
+  std::optional<uint64_t> NvmeOffset(const BlockId& id) const ABSL_LOCKS_EXCLUDED(mu_);
+
+  size_t block_bytes() const { return options_.block_bytes; }
+  // Blocks that one fetch to the fast tier can hold at most.
+  size_t max_fetch_blocks() const;
+  TierStats Stats() const ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  // Reservations that found nothing in flight may succeed on the next try, because what they
+  // decided (a segment evicted, a copy dropped) is progress too. More than a few in a row is a full
+  // tier.
+  static constexpr int kMaxIdleRounds = 3;
+
+  friend class Lease;
+  friend class Ticket;
+
+  // A read of one fill: NVMe to host memory.
+  struct Flight {
+    IoRequest request;
+    iovec vector = {nullptr, 0};
+    Place target;
+    std::optional<Place> bounce;  // where the bytes arrive, if not in the target
+    absl::Span<const PageChecksum> checksums;
+    bool prefetch = false;
+    bool verified = false;  // the bytes are right, and in HBM where that is the target
+  };
+  // The write of one group.
+  struct GroupWrite {
+    IoRequest request;
+    std::vector<iovec> vectors;
+    absl::Span<std::byte> header;
+  };
+  // Requests that a thread waits for outside of any fill: superblocks, recovery, sync.
+  struct Blocking {
+    size_t left = 0;
+    absl::Status status;
+  };
+  // What IoRequest::context points at: one of the three above.
+  struct Context {
+    enum class Kind : uint8_t { kFlight, kGroup, kBlocking } kind = Kind::kBlocking;
+    size_t index = 0;
+    Blocking* blocking = nullptr;
+  };
+
+  TierManager(const TierManagerOptions& options, std::unique_ptr<Placement> placement,
+              std::unique_ptr<SlotMemory> memory);
+
+  // tier_manager_open.cc
+  void AttachDevice(std::unique_ptr<BlockDevice> device) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status WriteSuperblocks(const Superblock& superblock);
+  absl::Status Recover() ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Sync() ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status RunBlocking(absl::Span<IoRequest* const> requests) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // tier_manager.cc
+  absl::StatusOr<Pool> TargetPool(std::optional<Tier> target) const;
+  Pool FastPool() const;
+  absl::StatusOr<std::vector<FetchItem>> MakeItems(absl::Span<const BlockRead> reads) const;
+  absl::Status NoRoomError(absl::string_view what, size_t needed, Pool pool) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status PutOne(const BlockWrite& block) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status FillFromCaller(const BlockWrite& block, Place place,
+                              absl::Span<PageChecksum> checksums) const;
+  bool AllLanded(absl::Span<const FetchItem> items) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Lease WaitFor(std::vector<FetchItem> items, absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
+  LeasedBlock Outcome(const FetchItem& item) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Unpin(absl::Span<const Place> places) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // tier_manager_move.cc. Those that require mu_ may release it in between.
+  void StartTransfers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CollectReads(std::vector<IoRequest*>& demand, std::vector<IoRequest*>& prefetch)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CollectGroups(std::vector<IoRequest*>& writes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void PrepareGroup(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Verifies, copies and lands some of what is ready; false when there was nothing.
+  bool DoSomeWork() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool FinishArrived() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void VerifyAndCopyUp(absl::Span<Flight* const> flights) ABSL_LOCKS_EXCLUDED(mu_);
+  bool RunCopies() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Works or sleeps until something landed since landings_ was `seen`, which may have made room.
+  // False when nothing is in flight that could.
+  bool AwaitProgress(uint64_t seen) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RaisePrefetches(absl::Span<const FetchItem> items) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void NudgeMover() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void OnCompletions(absl::Span<IoRequest* const> done) ABSL_LOCKS_EXCLUDED(mu_);
+  void RunMover() ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Constant after Open.
+  const TierManagerOptions options_;
+  const std::unique_ptr<SlotMemory> memory_;
+  AlignedBuffer headers_;  // [kWriteGroups, header bytes]
+  std::vector<Context> flight_contexts_;
+  std::vector<Context> group_contexts_;
+  DeviceInfo device_info_;
+  const BlockDevice* device_ = nullptr;  // the scheduler's, for the completion handler
+
+  absl::Mutex flush_mu_ ABSL_ACQUIRED_BEFORE(mu_);  // one Flush at a time
+
+  mutable absl::Mutex mu_;
+  const std::unique_ptr<Placement> placement_ ABSL_PT_GUARDED_BY(mu_);
+  std::vector<Flight> flights_ ABSL_GUARDED_BY(mu_);
+  std::vector<size_t> idle_flights_ ABSL_GUARDED_BY(mu_);
+  std::vector<size_t> arrived_flights_ ABSL_GUARDED_BY(mu_);
+  std::vector<GroupWrite> group_writes_ ABSL_GUARDED_BY(mu_);
+  absl::Status nvme_error_ ABSL_GUARDED_BY(mu_);
+  uint64_t hbm_copied_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  size_t prefetch_flights_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t landings_ ABSL_GUARDED_BY(mu_) = 0;  // grows whenever a transfer ends
+  int waiters_ ABSL_GUARDED_BY(mu_) = 0;        // threads that do the work themselves
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  absl::CondVar progress_;      // something landed, failed or was written
+  absl::CondVar mover_wakeup_;  // work without a waiter
+
+  std::unique_ptr<IoScheduler> scheduler_;  // null without an NVMe tier; constant after Open
+  std::thread mover_;  // lands what nobody waits for; started last, stopped first
+};
+
+}  // namespace terrace
+
+#endif  // TERRACE_TIERS_TIER_MANAGER_H_

@@ -1,0 +1,253 @@
+// TierManager: carrying out what Placement decided.
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/container/inlined_vector.h"
+#include "io/check.h"
+#include "tiers/tier_manager.h"
+
+namespace terrace {
+namespace {
+
+// Blocks that one turn of work lands: enough to amortise the lock and the copy engine's start, few
+// enough that the first of them is not kept waiting for the last.
+constexpr size_t kWorkBatch = 16;
+
+}  // namespace
+
+void TierManager::StartTransfers() {
+  if (scheduler_ == nullptr) return;
+  std::vector<IoRequest*> demand;
+  std::vector<IoRequest*> prefetch;
+  std::vector<IoRequest*> writes;
+  CollectGroups(writes);
+  CollectReads(demand, prefetch);
+  if (demand.empty() && prefetch.empty() && writes.empty()) return;
+  mu_.Unlock();
+  // The queue is sized for every flight and every group, so it never refuses.
+  for (const auto& [io_class, batch] :
+       {std::pair(IoClass::kDemand, &demand), std::pair(IoClass::kPrefetch, &prefetch),
+        std::pair(IoClass::kOffload, &writes)}) {
+    if (batch->empty()) continue;
+    const absl::Status status = scheduler_->Submit(io_class, *batch);
+    TERRACE_CHECK(status.ok());
+  }
+  mu_.Lock();
+}
+
+void TierManager::CollectReads(std::vector<IoRequest*>& demand, std::vector<IoRequest*>& prefetch) {
+  const bool may_bounce = options_.hbm_bytes > 0;
+  while (!idle_flights_.empty()) {
+    if (may_bounce && placement_->table(Pool::kTransit).free_count() == 0) return;
+    const std::optional<Place> place =
+        placement_->NextRead(/*allow_prefetch=*/prefetch_flights_ < flights_.size() / 2);
+    if (!place) return;
+    const Fill& fill = placement_->table(place->pool).fill(place->slot);
+    Flight& flight = flights_[idle_flights_.back()];
+    idle_flights_.pop_back();
+    flight.target = *place;
+    flight.bounce = place->pool == Pool::kHbm ? placement_->TakeBounce() : std::nullopt;
+    flight.checksums = placement_->nvme()->checksums(fill.page, fill.page_count);
+    flight.prefetch = fill.prefetch;
+    flight.verified = false;
+    flight.vector = {
+        memory_->Address(flight.bounce.value_or(*place)) + size_t{fill.first_page} * kPageBytes,
+        size_t{fill.page_count} * kPageBytes};
+    flight.request.op = IoOp::kRead;
+    flight.request.offset = static_cast<uint64_t>(fill.page) * kPageBytes;
+    flight.request.buffers = absl::MakeConstSpan(&flight.vector, 1);
+    Reset(flight.request);
+    if (flight.prefetch) ++prefetch_flights_;
+    (flight.prefetch ? prefetch : demand).push_back(&flight.request);
+  }
+}
+
+void TierManager::CollectGroups(std::vector<IoRequest*>& writes) {
+  while (const std::optional<size_t> index = placement_->NextGroup()) {
+    PrepareGroup(*index);
+    writes.push_back(&group_writes_[*index].request);
+  }
+}
+
+// Encodes the header and lists the blocks behind it, for one sequential write.
+void TierManager::PrepareGroup(size_t index) {
+  const WriteGroup& group = placement_->group(index);
+  NvmeTier& nvme = *placement_->nvme();
+  GroupWrite& write = group_writes_[index];
+  absl::InlinedVector<GroupRecord, 32> records;
+  write.vectors.clear();
+  write.vectors.push_back({write.header.data(), write.header.size()});
+  for (const WriteGroup::Block& block : group.blocks) {
+    GroupRecord record;
+    record.valid = block.entry != kNoEntry;
+    if (record.valid) {
+      const BlockEntry& entry = placement_->directory()[block.entry];
+      record.id = entry.id;
+      record.retention = block.retention;
+      record.checksums = nvme.checksums(entry.page, placement_->pages_per_block());
+    }
+    records.push_back(record);
+    write.vectors.push_back({memory_->Address(block.source), options_.block_bytes});
+  }
+  EncodeGroupHeader(nvme.geometry(),
+                    {.epoch = nvme.epoch(),
+                     .generation = group.generation,
+                     .base_page = static_cast<uint32_t>(group.base),
+                     .block_count = static_cast<uint32_t>(group.blocks.size())},
+                    records, write.header);
+  write.request.op = IoOp::kWrite;
+  write.request.offset = static_cast<uint64_t>(group.base) * kPageBytes;
+  write.request.buffers = write.vectors;
+  Reset(write.request);
+}
+
+bool TierManager::DoSomeWork() {
+  const bool worked = FinishArrived() || RunCopies();
+  if (!worked) return false;
+  ++landings_;
+  StartTransfers();
+  progress_.SignalAll();
+  NudgeMover();
+  return true;
+}
+
+bool TierManager::FinishArrived() {
+  if (arrived_flights_.empty()) return false;
+  absl::InlinedVector<size_t, kWorkBatch> taken;
+  absl::InlinedVector<Flight*, kWorkBatch> flights;
+  while (!arrived_flights_.empty() && taken.size() < kWorkBatch) {
+    taken.push_back(arrived_flights_.back());
+    flights.push_back(&flights_[taken.back()]);
+    arrived_flights_.pop_back();
+  }
+  mu_.Unlock();
+  VerifyAndCopyUp(flights);
+  mu_.Lock();
+  for (size_t index : taken) {
+    Flight& flight = flights_[index];
+    if (flight.bounce) placement_->ReturnBounce(*flight.bounce);
+    if (flight.verified) {
+      if (flight.bounce) hbm_copied_bytes_ += flight.vector.iov_len;
+      placement_->FillLanded(flight.target);
+    } else {
+      placement_->FillFailed(flight.target, /*source_lost=*/true);
+    }
+    if (flight.prefetch) --prefetch_flights_;
+    flight.prefetch = false;
+    idle_flights_.push_back(index);
+  }
+  return true;
+}
+
+void TierManager::VerifyAndCopyUp(absl::Span<Flight* const> flights) {
+  absl::InlinedVector<Copy, kWorkBatch> copies;
+  for (Flight* flight : flights) {
+    const absl::Span<const std::byte> bytes(static_cast<std::byte*>(flight->vector.iov_base),
+                                            flight->vector.iov_len);
+    flight->verified = flight->request.error == 0 &&
+                       FirstCorruptPage(bytes, flight->checksums) == flight->checksums.size();
+    if (!flight->verified || !flight->bounce) continue;
+    copies.push_back({.source = bytes.data(),
+                      .destination = memory_->Address(flight->target),
+                      .bytes = bytes.size(),
+                      .direction = CopyDirection::kHostToDevice});
+  }
+  if (copies.empty() || memory_->CopyAndWait(copies).ok()) return;
+  for (Flight* flight : flights) {
+    if (flight->bounce) flight->verified = false;
+  }
+}
+
+bool TierManager::RunCopies() {
+  absl::InlinedVector<Place, kWorkBatch> places;
+  absl::InlinedVector<Copy, kWorkBatch> copies;
+  while (places.size() < kWorkBatch) {
+    const std::optional<Place> place = placement_->NextCopy();
+    if (!place) break;
+    const Place source = placement_->table(place->pool).fill(place->slot).slot;
+    places.push_back(*place);
+    copies.push_back({.source = memory_->Address(source),
+                      .destination = memory_->Address(*place),
+                      .bytes = options_.block_bytes,
+                      .direction = place->pool == Pool::kHbm ? CopyDirection::kHostToDevice
+                                                             : CopyDirection::kDeviceToHost});
+  }
+  if (places.empty()) return false;
+  mu_.Unlock();
+  const bool copied = memory_->CopyAndWait(copies).ok();
+  mu_.Lock();
+  for (const Place& place : places) {
+    if (copied) {
+      hbm_copied_bytes_ += options_.block_bytes;
+      placement_->FillLanded(place);
+    } else {
+      placement_->FillFailed(place, /*source_lost=*/false);
+    }
+  }
+  return true;
+}
+
+bool TierManager::AwaitProgress(uint64_t seen) {
+  StartTransfers();
+  if (landings_ != seen || DoSomeWork()) return true;
+  if (!placement_->transfers_in_flight()) return false;
+  ++waiters_;
+  progress_.Wait(&mu_);
+  --waiters_;
+  NudgeMover();
+  return true;
+}
+
+void TierManager::RaisePrefetches(absl::Span<const FetchItem> items) {
+  for (const FetchItem& item : items) {
+    if (!item.was_prefetching) continue;
+    for (Flight& flight : flights_) {
+      if (!flight.prefetch || flight.target != item.place) continue;
+      scheduler_->Raise(&flight.request, IoClass::kDemand);
+    }
+  }
+}
+
+void TierManager::NudgeMover() {
+  if (waiters_ == 0 && (!arrived_flights_.empty() || placement_->has_copies())) {
+    mover_wakeup_.Signal();
+  }
+}
+
+void TierManager::OnCompletions(absl::Span<IoRequest* const> done) {
+  absl::MutexLock lock(&mu_);
+  for (IoRequest* request : done) {
+    const Context& context = *static_cast<const Context*>(request->context);
+    switch (context.kind) {
+      case Context::Kind::kFlight:
+        arrived_flights_.push_back(context.index);
+        break;
+      case Context::Kind::kGroup: {
+        const absl::Status status = device_->StatusOf(*request);
+        if (!status.ok()) {
+          placement_->StopNvmeWrites();
+          nvme_error_.Update(status);
+        }
+        placement_->GroupWritten(context.index, status.ok());
+        break;
+      }
+      case Context::Kind::kBlocking:
+        context.blocking->status.Update(device_->StatusOf(*request));
+        --context.blocking->left;
+        break;
+    }
+  }
+  ++landings_;
+  progress_.SignalAll();
+  NudgeMover();
+}
+
+void TierManager::RunMover() {
+  absl::MutexLock lock(&mu_);
+  while (!stopping_) {
+    if (waiters_ > 0 || !DoSomeWork()) mover_wakeup_.Wait(&mu_);
+  }
+}
+
+}  // namespace terrace

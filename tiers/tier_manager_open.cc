@@ -1,0 +1,297 @@
+// TierManager: opening, the tier directory, flush and other requests that a thread waits for.
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <random>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "io/check.h"
+#include "tiers/nvme_recovery.h"
+#include "tiers/tier_manager.h"
+
+namespace terrace {
+namespace {
+
+constexpr absl::string_view kFileName = "terrace.kv";
+
+// Memory of the staging pool, and its bounds in slots.
+constexpr size_t kTransitBytes = size_t{8} << 20;
+constexpr size_t kMinTransitSlots = 4;
+constexpr size_t kMaxTransitSlots = 256;
+
+constexpr size_t kFlights = 256;          // NVMe reads queued or in flight at once
+constexpr size_t kBlockingRequests = 64;  // of recovery, the largest user of RunBlocking
+
+std::string TierFile(absl::string_view directory) {
+  return absl::StrCat(directory, absl::EndsWith(directory, "/") ? "" : "/", kFileName);
+}
+
+PlacementOptions MakePlacementOptions(const TierManagerOptions& options) {
+  PlacementOptions placement;
+  placement.block_bytes = options.block_bytes;
+  placement.policy = options.policy;
+  placement.slots[static_cast<size_t>(Pool::kHbm)] = options.hbm_bytes / options.block_bytes;
+  placement.slots[static_cast<size_t>(Pool::kDram)] = options.dram_bytes / options.block_bytes;
+  if (options.nvme_bytes == 0) return placement;
+  placement.nvme = *PlanNvmeGeometry(options.nvme_bytes, options.block_bytes);
+  // Room for the sources of one group at least, and for reads beside it.
+  placement.slots[static_cast<size_t>(Pool::kTransit)] =
+      std::clamp(kTransitBytes / options.block_bytes, kMinTransitSlots, kMaxTransitSlots);
+  return placement;
+}
+
+// Superblock of an existing tier file, read without changing anything; nullopt when the file does
+// not exist or is empty.
+absl::StatusOr<std::optional<Superblock>> InspectTierFile(const std::string& path) {
+  struct stat info = {};
+  if (stat(path.c_str(), &info) != 0) {
+    if (errno == ENOENT) return std::nullopt;
+    return absl::ErrnoToStatus(errno, absl::StrCat("cannot look at ", path));
+  }
+  if (S_ISREG(info.st_mode) && info.st_size == 0) return std::nullopt;
+  FileDeviceOptions options;
+  options.path = path;
+  options.read_only = true;
+  options.direct_io = false;
+  options.engine = IoEngine::kThreads;
+  absl::StatusOr<std::unique_ptr<BlockDevice>> device = OpenFileDevice(options);
+  if (!device.ok()) return device.status();
+  absl::StatusOr<AlignedBuffer> page = AlignedBuffer::Create(kPageBytes);
+  if (!page.ok()) return page.status();
+  absl::Status problem;
+  for (uint32_t copy = 0; copy < kSuperblockPages; ++copy) {
+    const iovec vector = {page->data(), kPageBytes};
+    IoRequest request;
+    request.offset = copy * kPageBytes;
+    request.buffers = absl::MakeConstSpan(&vector, 1);
+    IoRequest* batch[] = {&request};
+    problem = RunBatch(**device, batch);
+    if (!problem.ok()) continue;
+    const absl::StatusOr<Superblock> superblock = DecodeSuperblock(page->span());
+    if (superblock.ok()) return *superblock;
+    problem = superblock.status();
+    if (absl::IsInvalidArgument(problem)) break;  // another version: do not guess
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      path,
+      " is not a tier file that this build can use, and was left as it is: ", problem.message()));
+}
+
+absl::Status CheckReusable(const std::string& path, const Superblock& found,
+                           const NvmeGeometry& wanted, const TierManagerOptions& options) {
+  const auto mismatch = [&](absl::string_view what, uint64_t has, uint64_t asked) {
+    return absl::InvalidArgumentError(absl::StrCat(path, " was made with ", what, " ", has,
+                                                   ", this run asks for ", asked,
+                                                   "; it was left as it is"));
+  };
+  if (found.block_bytes != options.block_bytes) {
+    return mismatch("a block size of", found.block_bytes, options.block_bytes);
+  }
+  if (found.model_fingerprint != options.model_fingerprint) {
+    return mismatch("model fingerprint", found.model_fingerprint, options.model_fingerprint);
+  }
+  if (!(found.geometry == wanted)) {
+    return mismatch("a capacity of", found.geometry.total_bytes(), wanted.total_bytes());
+  }
+  return absl::OkStatus();
+}
+
+// A new epoch makes everything that an earlier use left in the file unrecognisable.
+uint64_t DrawEpoch() {
+  std::random_device random;
+  return (uint64_t{random()} << 32) | random();
+}
+
+struct OpenedTier {
+  std::unique_ptr<BlockDevice> device;
+  std::optional<Superblock> found;  // what to recover from
+};
+
+absl::StatusOr<OpenedTier> OpenTierFile(const TierManagerOptions& options,
+                                        const NvmeGeometry& geometry) {
+  if (options.nvme_dir.empty()) {
+    return absl::InvalidArgumentError("nvme_dir is empty: an NVMe tier needs a directory");
+  }
+  FileDeviceOptions file;
+  file.path = TierFile(options.nvme_dir);
+  file.size_bytes = geometry.total_bytes();
+  file.create = true;
+  file.direct_io = options.direct_io;
+  file.engine = options.engine;
+  file.depth = options.io_depth;
+
+  absl::StatusOr<std::optional<Superblock>> found = InspectTierFile(file.path);
+  if (!found.ok()) return found.status();
+  OpenedTier opened;
+  if (options.reuse && *found) {
+    const absl::Status status = CheckReusable(file.path, **found, geometry, options);
+    if (!status.ok()) return status;
+    opened.found = **found;
+  }
+  file.truncate = !opened.found;
+  absl::StatusOr<std::unique_ptr<BlockDevice>> device = OpenFileDevice(file);
+  if (!device.ok()) return device.status();
+  opened.device = *std::move(device);
+  return opened;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TierManager>> TierManager::Open(const TierManagerOptions& options,
+                                                               Parts parts) {
+  absl::Status status = options.Validate();
+  if (!status.ok()) return status;
+  PlacementOptions placement_options = MakePlacementOptions(options);
+  OpenedTier tier;
+  if (placement_options.nvme) {
+    if (parts.device != nullptr) {
+      tier.device = std::move(parts.device);
+    } else {
+      absl::StatusOr<OpenedTier> opened = OpenTierFile(options, *placement_options.nvme);
+      if (!opened.ok()) return opened.status();
+      tier = *std::move(opened);
+    }
+    placement_options.epoch = tier.found ? tier.found->epoch : DrawEpoch();
+  }
+  if (parts.copy_engine == nullptr) parts.copy_engine = MakeHostCopyEngine();
+  auto memory = SlotMemory::Create(options.block_bytes, placement_options.slots,
+                                   std::move(parts.copy_engine));
+  if (!memory.ok()) return memory.status();
+  auto placement = Placement::Create(placement_options);
+  if (!placement.ok()) return placement.status();
+
+  std::unique_ptr<TierManager> manager(
+      new TierManager(options, *std::move(placement), *std::move(memory)));
+  if (tier.device != nullptr) {
+    manager->AttachDevice(std::move(tier.device));
+    status = tier.found ? manager->Recover()
+                        : manager->WriteSuperblocks({.geometry = *placement_options.nvme,
+                                                     .block_bytes = options.block_bytes,
+                                                     .model_fingerprint = options.model_fingerprint,
+                                                     .epoch = placement_options.epoch});
+    if (!status.ok()) return status;
+  }
+  manager->mover_ = std::thread([raw = manager.get()] { raw->RunMover(); });
+  return manager;
+}
+
+void TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
+  device_ = device.get();
+  device_info_ = device->info();
+  flight_contexts_.resize(kFlights);
+  group_contexts_.resize(Placement::kWriteGroups);
+  {
+    absl::MutexLock lock(&mu_);
+    const NvmeGeometry& geometry = placement_->nvme()->geometry();
+    const size_t header_bytes = size_t{geometry.header_pages} * kPageBytes;
+    headers_ = *AlignedBuffer::Create(Placement::kWriteGroups * header_bytes);
+    flights_.resize(kFlights);
+    for (size_t i = 0; i < kFlights; ++i) {
+      flight_contexts_[i] = {.kind = Context::Kind::kFlight, .index = i};
+      flights_[i].request.context = &flight_contexts_[i];
+      idle_flights_.push_back(i);
+    }
+    arrived_flights_.reserve(kFlights);
+    group_writes_.resize(Placement::kWriteGroups);
+    for (size_t i = 0; i < group_writes_.size(); ++i) {
+      group_contexts_[i] = {.kind = Context::Kind::kGroup, .index = i};
+      group_writes_[i].request.context = &group_contexts_[i];
+      group_writes_[i].header = headers_.span().subspan(i * header_bytes, header_bytes);
+      group_writes_[i].vectors.reserve(geometry.group_blocks + 1);
+    }
+  }
+  IoSchedulerOptions options;
+  options.class_depth[static_cast<size_t>(IoClass::kDemand)] = options_.io_depth;
+  options.queue_capacity = kFlights + Placement::kWriteGroups + kBlockingRequests;
+  scheduler_ = std::make_unique<IoScheduler>(
+      std::move(device), options,
+      [this](absl::Span<IoRequest* const> done) { OnCompletions(done); });
+}
+
+absl::Status TierManager::WriteSuperblocks(const Superblock& superblock) {
+  absl::StatusOr<AlignedBuffer> page = AlignedBuffer::Create(kPageBytes);
+  if (!page.ok()) return page.status();
+  EncodeSuperblock(superblock, page->span());
+  const iovec vector = {page->data(), kPageBytes};
+  std::vector<IoRequest> requests(kSuperblockPages);
+  std::vector<IoRequest*> batch;
+  for (uint32_t copy = 0; copy < kSuperblockPages; ++copy) {
+    requests[copy].op = IoOp::kWrite;
+    requests[copy].offset = copy * kPageBytes;
+    requests[copy].buffers = absl::MakeConstSpan(&vector, 1);
+    batch.push_back(&requests[copy]);
+  }
+  const absl::Status written = RunBlocking(batch);
+  return written.ok() ? Sync() : written;
+}
+
+absl::Status TierManager::Recover() {
+  // Nobody else knows this manager yet, so the lock protects nothing while it is let go for I/O.
+  Placement* const placement = [this] {
+    absl::MutexLock lock(&mu_);
+    return &*placement_;
+  }();
+  return RecoverNvme([this](absl::Span<IoRequest* const> batch) { return RunBlocking(batch); },
+                     *placement);
+}
+
+absl::Status TierManager::RunBlocking(absl::Span<IoRequest* const> requests) {
+  Blocking blocking = {.left = requests.size(), .status = absl::OkStatus()};
+  Context context = {.kind = Context::Kind::kBlocking, .index = 0, .blocking = &blocking};
+  for (IoRequest* request : requests) {
+    request->context = &context;
+    Reset(*request);
+  }
+  const absl::Status submitted = scheduler_->Submit(IoClass::kDemand, requests);
+  if (!submitted.ok()) return submitted;
+  absl::MutexLock lock(&mu_);
+  while (blocking.left > 0) progress_.Wait(&mu_);
+  return blocking.status;
+}
+
+absl::Status TierManager::Sync() {
+  IoRequest request;
+  request.op = IoOp::kSync;
+  IoRequest* batch[] = {&request};
+  return RunBlocking(batch);
+}
+
+absl::Status TierManager::Flush() {
+  if (scheduler_ == nullptr) {
+    return absl::FailedPreconditionError("flush: there is no NVMe tier to flush to");
+  }
+  absl::MutexLock one_flush(&flush_mu_);
+  {
+    absl::MutexLock lock(&mu_);
+    Placement::FlushCursor cursor = placement_->BeginFlush();
+    for (int idle_rounds = 0;;) {
+      const uint64_t seen = landings_;
+      const Room room = placement_->SelectDirty(cursor);
+      if (room == Room::kOk) break;
+      const bool wait = room == Room::kWait;
+      idle_rounds = wait && AwaitProgress(seen) ? 0 : idle_rounds + 1;
+      if (wait && idle_rounds <= kMaxIdleRounds) continue;
+      StartTransfers();
+      return nvme_error_.ok() ? absl::ResourceExhaustedError(
+                                    "flush: owned blocks leave no room in the NVMe tier")
+                              : nvme_error_;
+    }
+    const uint64_t generation = placement_->last_generation();
+    StartTransfers();
+    ++waiters_;
+    while (!placement_->WrittenUpTo(generation)) {
+      if (!DoSomeWork()) progress_.Wait(&mu_);
+    }
+    --waiters_;
+    NudgeMover();
+    if (!nvme_error_.ok()) return nvme_error_;
+  }
+  return Sync();
+}
+
+}  // namespace terrace

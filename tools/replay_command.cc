@@ -1,0 +1,335 @@
+#include "tools/replay_command.h"
+
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "nlohmann/json.hpp"
+#include "tools/byte_size.h"
+#include "tools/model_shape.h"
+#include "tools/progress.h"
+#include "tools/replay.h"
+#include "tools/replay_report.h"
+#include "tools/trace.h"
+
+namespace terrace {
+namespace {
+
+struct ReplayArguments {
+  std::string trace;
+  std::string format = "mooncake";
+  uint32_t tokens_per_block = 512;
+  uint64_t block_bytes = uint64_t{64} << 10;
+  std::string model_shape;
+  std::string scale = "1";
+  uint64_t hbm = uint64_t{64} << 20;
+  uint64_t dram = uint64_t{256} << 20;
+  uint64_t nvme = uint64_t{2} << 30;
+  std::string dir;
+  std::string policy = "lru";
+  std::string engine = "auto";
+  uint64_t requests = 0;
+  std::string json;
+  bool reuse = false;
+  std::string pace = "asap";
+  bool skip_bad_lines = false;
+  uint64_t flush_every = 64;
+  std::string flush_log;
+  std::string export_ops;
+  uint64_t seed = 1;
+};
+
+// What the flags come to.
+struct Setup {
+  TierManagerOptions tiers;
+  ReplayOptions replay;
+  TraceReadOptions trace;
+  std::string model;  // for the report
+};
+
+std::atomic<bool> stop_requested = false;
+static_assert(std::atomic<bool>::is_always_lock_free, "set from a signal handler");
+
+void RequestStop(int signal) {
+  stop_requested.store(true, std::memory_order_relaxed);
+  std::signal(signal, SIG_DFL);  // a second one ends the program at once
+}
+
+// Names flags where Validate would name fields.
+absl::Status CheckSizes(const ReplayArguments& arguments, uint64_t block_bytes) {
+  constexpr uint64_t kMaxBlockBytes = uint64_t{1} << 30;
+  if (block_bytes == 0 || !IsPageAligned(block_bytes) || block_bytes > kMaxBlockBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("--block-bytes: ", block_bytes,
+                                                   " is not a multiple of ", kPageBytes, " from ",
+                                                   kPageBytes, " to ", kMaxBlockBytes));
+  }
+  if (arguments.hbm == 0 && arguments.dram == 0 && arguments.nvme == 0) {
+    return absl::InvalidArgumentError(
+        "--hbm, --dram and --nvme are all 0: at least one tier must hold a block");
+  }
+  for (const auto& [flag, bytes] :
+       {std::pair("--hbm", arguments.hbm), std::pair("--dram", arguments.dram)}) {
+    // Far above any machine's memory, and below what a slot number can count.
+    constexpr uint64_t kMaxTierBytes = uint64_t{1} << 44;
+    if (bytes > 0 && bytes < block_bytes) {
+      return absl::InvalidArgumentError(absl::StrCat(flag, ": ", bytes,
+                                                     " is less than one block of ", block_bytes,
+                                                     " bytes (0 means no such tier)"));
+    }
+    if (bytes > kMaxTierBytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(flag, ": ", bytes, " is more than the limit of ", kMaxTierBytes));
+    }
+  }
+  if (arguments.nvme == 0) return absl::OkStatus();
+  const absl::Status nvme = PlanNvmeGeometry(arguments.nvme, block_bytes).status();
+  if (!nvme.ok()) return absl::InvalidArgumentError(absl::StrCat("--nvme: ", nvme.message()));
+  if (arguments.dir.empty()) {
+    return absl::InvalidArgumentError("--dir: needed when --nvme is not 0");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<double> ParsePace(const std::string& text) {
+  if (text == "asap") return 0.0;
+  if (text == "trace") return 1.0;
+  double factor = 0;
+  if (text.size() > 1 && text[0] == 'x' && absl::SimpleAtod(text.substr(1), &factor) &&
+      factor >= 1e-3 && factor <= 1e6) {
+    return factor;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--pace: \"", text, "\" is not asap, trace or xN with N from 0.001 to 1000000"));
+}
+
+absl::StatusOr<Setup> MakeSetup(const ReplayArguments& arguments) {
+  Setup setup;
+  uint64_t block_bytes = arguments.block_bytes;
+  if (!arguments.model_shape.empty()) {
+    const absl::StatusOr<KvShape> shape = FindKvShape(arguments.model_shape);
+    if (!shape.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("--model-shape: ", shape.status().message()));
+    }
+    const absl::StatusOr<Scale> scale = ParseScale(arguments.scale);
+    if (!scale.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("--scale: ", scale.status().message()));
+    }
+    const absl::StatusOr<uint64_t> scaled =
+        ScaledBytesPerBlock(*shape, arguments.tokens_per_block, *scale);
+    if (!scaled.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("--scale: ", scaled.status().message()));
+    }
+    block_bytes = *scaled;
+    setup.model = absl::StrCat(shape->name, " (",
+                               FormatByteSize(BytesPerBlock(*shape, arguments.tokens_per_block)),
+                               " a block) at scale ", FormatScale(*scale));
+  }
+  const absl::Status sizes = CheckSizes(arguments, block_bytes);
+  if (!sizes.ok()) return sizes;
+  const absl::StatusOr<double> pace = ParsePace(arguments.pace);
+  if (!pace.ok()) return pace.status();
+
+  setup.tiers.block_bytes = block_bytes;
+  setup.tiers.hbm_bytes = arguments.hbm;
+  setup.tiers.dram_bytes = arguments.dram;
+  setup.tiers.nvme_bytes = arguments.nvme;
+  setup.tiers.nvme_dir = arguments.dir;
+  setup.tiers.reuse = arguments.reuse;
+  // Blocks of another seed have other bytes, so a tier that holds them must not be reused.
+  setup.tiers.model_fingerprint = arguments.seed;
+  setup.tiers.engine = *ParseIoEngine(arguments.engine);
+  setup.tiers.policy = arguments.policy;
+  setup.replay.seed = arguments.seed;
+  setup.replay.flush_every = arguments.flush_every;
+  setup.replay.flush_log = arguments.flush_log;
+  setup.replay.export_ops = arguments.export_ops;
+  setup.replay.pace = *pace;
+  setup.trace.skip_bad_lines = arguments.skip_bad_lines;
+  setup.trace.max_requests = arguments.requests;
+  return setup;
+}
+
+// A result file that is opened before the run, so that a bad path is known before the work is done.
+class JsonFile {
+ public:
+  explicit JsonFile(const std::string& path) : path_(path) {
+    if (path.empty()) return;
+    errno = 0;
+    file_ = std::fopen(path.c_str(), "we");
+    if (file_ == nullptr) status_ = absl::ErrnoToStatus(errno, absl::StrCat("--json ", path));
+  }
+  ~JsonFile() {
+    if (file_ != nullptr) std::fclose(file_);
+  }
+  JsonFile(const JsonFile&) = delete;
+  JsonFile& operator=(const JsonFile&) = delete;
+
+  const absl::Status& status() const { return status_; }
+
+  absl::Status Write(const nlohmann::ordered_json& json) {
+    if (file_ == nullptr) return absl::OkStatus();
+    const std::string text = json.dump(2) + "\n";
+    const bool written = std::fwrite(text.data(), 1, text.size(), file_) == text.size();
+    const bool closed = std::fclose(file_) == 0;
+    file_ = nullptr;
+    if (written && closed) return absl::OkStatus();
+    return absl::ErrnoToStatus(errno, absl::StrCat("--json ", path_, ": cannot write"));
+  }
+
+ private:
+  const std::string path_;
+  std::FILE* file_ = nullptr;
+  absl::Status status_;
+};
+
+absl::StatusOr<ReplayReport> RunTrace(const ReplayArguments& arguments, const Setup& setup) {
+  const absl::StatusOr<Trace> trace = ReadTrace(arguments.trace, setup.trace);
+  if (!trace.ok()) return trace.status();
+  const ProcessUsage before = ProcessUsage::Now();
+  absl::StatusOr<std::unique_ptr<TierManager>> tiers = TierManager::Open(setup.tiers);
+  if (!tiers.ok()) return tiers.status();
+
+  std::signal(SIGINT, RequestStop);
+  std::signal(SIGTERM, RequestStop);
+  Replay replay(**tiers, *trace, stop_requested, setup.replay);
+  ProgressLine progress(stderr);
+  const absl::Status status = replay.Run([&](const ReplayResult& so_far) {
+    const absl::Time now = absl::Now();
+    if (!progress.Due(now)) return;
+    progress.Update(now,
+                    ReplayProgressText(so_far, trace->requests().size(), setup.tiers.block_bytes));
+  });
+  progress.Clear();
+  if (!status.ok()) return status;
+
+  ReplayReport report;
+  report.result = replay.result();
+  report.tiers = (*tiers)->Stats();
+  report.usage = ProcessUsage::Now();
+  report.usage.read_bytes -= before.read_bytes;
+  report.usage.write_bytes -= before.write_bytes;
+  report.skipped_lines = trace->skipped_lines();
+  report.block_bytes = setup.tiers.block_bytes;
+  report.tokens_per_block = arguments.tokens_per_block;
+  report.model = setup.model;
+  return report;
+}
+
+absl::Status Print(const std::string& text) {
+  errno = 0;
+  const bool printed = std::fputs(text.c_str(), stdout) >= 0 && std::fflush(stdout) == 0;
+  if (printed) return absl::OkStatus();
+  return absl::ErrnoToStatus(errno, "standard output: cannot write");
+}
+
+ExitCode Complain(const absl::Status& status, ExitCode code) {
+  std::fprintf(stderr, "terrace replay: %s\n", std::string(status.message()).c_str());
+  return code;
+}
+
+ExitCode RunReplay(const ReplayArguments& arguments) {
+  const absl::StatusOr<Setup> setup = MakeSetup(arguments);
+  if (!setup.ok()) return Complain(setup.status(), ExitCode::kBadUsage);
+  JsonFile json(arguments.json);
+  if (!json.status().ok()) return Complain(json.status(), ExitCode::kFailure);
+  const absl::StatusOr<ReplayReport> report = RunTrace(arguments, *setup);
+  if (!report.ok()) return Complain(report.status(), ExitCode::kFailure);
+  const absl::Status printed = Print(ReplayText(*report));
+  const absl::Status written = json.Write(ReplayJson(*report));
+  if (!printed.ok()) return Complain(printed, ExitCode::kFailure);
+  if (!written.ok()) return Complain(written, ExitCode::kFailure);
+  if (report->result.corrupt_blocks > 0) {
+    return Complain(absl::DataLossError(absl::StrCat(report->result.corrupt_blocks,
+                                                     " blocks were served with wrong bytes")),
+                    ExitCode::kFailure);
+  }
+  if (report->result.interrupted) {
+    return Complain(absl::CancelledError("interrupted by a signal"), ExitCode::kFailure);
+  }
+  return ExitCode::kSuccess;
+}
+
+void AddTierOptions(CLI::App& command, ReplayArguments& arguments) {
+  AddByteSizeOption(command, "--block-bytes", arguments.block_bytes,
+                    "Size of a block; a multiple of 4 KiB");
+  AddByteSizeOption(command, "--hbm", arguments.hbm, "Capacity of the HBM tier; 0 for none");
+  AddByteSizeOption(command, "--dram", arguments.dram, "Capacity of the DRAM tier; 0 for none");
+  AddByteSizeOption(command, "--nvme", arguments.nvme,
+                    "Capacity of the NVMe tier, everything in its file included; 0 for none");
+  command
+      .add_option("--dir", arguments.dir,
+                  "Directory of the NVMe tier; its file stays there after the run")
+      ->type_name("DIR");
+  command.add_flag("--reuse", arguments.reuse,
+                   "Serve what the directory holds from an earlier run; otherwise start empty");
+  command.add_option("--policy", arguments.policy, "Eviction policy")
+      ->check(CLI::IsMember({"lru"}));
+  command.add_option("--engine", arguments.engine, "I/O engine")
+      ->check(CLI::IsMember({"auto", "io_uring", "threads"}));
+  command
+      .add_option("--model-shape", arguments.model_shape,
+                  "Take the block size from this model instead of --block-bytes")
+      ->type_name("NAME");
+  command
+      .add_option("--scale", arguments.scale,
+                  "With --model-shape: how much smaller the blocks are than the model's, as in "
+                  "1/1024")
+      ->type_name("FRACTION");
+}
+
+}  // namespace
+
+void AddReplayCommand(CLI::App& app, std::function<ExitCode()>& run) {
+  CLI::App* command = app.add_subcommand(
+      "replay",
+      "Replays a trace of requests through real tiers with real I/O, verifying every byte");
+  command->option_defaults()->always_capture_default();
+  auto arguments = std::make_shared<ReplayArguments>();
+  command->add_option("--trace", arguments->trace, "Trace file, JSON lines")
+      ->required()
+      ->type_name("FILE");
+  command->add_option("--format", arguments->format, "Format of the trace")
+      ->check(CLI::IsMember({"mooncake"}));
+  command
+      ->add_option("--tokens-per-block", arguments->tokens_per_block, "Tokens a hash id stands for")
+      ->check(CLI::Validator(CheckUnsigned, ""))
+      ->check(CLI::Range(1u, 1u << 20));
+  AddTierOptions(*command, *arguments);
+  command->get_option("--scale")->needs("--model-shape");
+  command->get_option("--model-shape")->excludes("--block-bytes");
+  command->add_option("--requests", arguments->requests, "Stop after so many requests; 0 for all")
+      ->check(CLI::Validator(CheckUnsigned, ""));
+  command
+      ->add_option("--pace", arguments->pace,
+                   "When requests arrive: asap, trace (by their timestamps) or xN (N times faster)")
+      ->type_name("PACE");
+  command->add_flag("--skip-bad-lines", arguments->skip_bad_lines,
+                    "Count bad trace lines and go on instead of failing");
+  command
+      ->add_option("--flush-every", arguments->flush_every,
+                   "Make blocks durable after so many requests; 0 never")
+      ->check(CLI::Validator(CheckUnsigned, ""));
+  command
+      ->add_option("--flush-log", arguments->flush_log,
+                   "Append the hash ids that each flush made durable, one a line")
+      ->type_name("FILE");
+  command
+      ->add_option("--export-ops", arguments->export_ops,
+                   "Write the block operations as lines \"put ID\" and \"get ID ...\"")
+      ->type_name("FILE");
+  command->add_option("--seed", arguments->seed, "Seed of the block bytes")
+      ->check(CLI::Validator(CheckUnsigned, ""));
+  command->add_option("--json", arguments->json, "Write the result as JSON")->type_name("FILE");
+  command->callback([arguments, &run] { run = [arguments] { return RunReplay(*arguments); }; });
+}
+
+}  // namespace terrace
