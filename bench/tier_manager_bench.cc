@@ -5,6 +5,7 @@
 #include <benchmark/benchmark.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -46,11 +47,19 @@ class BenchDir {
   std::string path_;
 };
 
-// One manager that all threads of a benchmark share, made by its first thread.
-std::unique_ptr<TierManager> shared_manager;
+// The manager that all threads of a benchmark share. Runs of one benchmark, which differ in batch
+// size and threads, keep it: filling an NVMe tier takes longer than measuring it.
+std::string shared_name;
 std::unique_ptr<BenchDir> shared_dir;
+std::unique_ptr<TierManager> shared_manager;
+std::atomic<uint64_t> next_put = 0;
 
-void OpenShared(TierManagerOptions options, size_t blocks) {
+// Has a manager with these options that holds blocks 0 to `blocks` - 1. Called by the first thread.
+void Share(const std::string& name, TierManagerOptions options, size_t blocks) {
+  if (name == shared_name) return;
+  shared_manager.reset();
+  shared_dir.reset();
+  shared_name = name;
   options.block_bytes = kBlockBytes;
   if (options.nvme_bytes > 0) {
     shared_dir = std::make_unique<BenchDir>();
@@ -69,7 +78,7 @@ void OpenShared(TierManagerOptions options, size_t blocks) {
   if (options.nvme_bytes > 0) TERRACE_CHECK(shared_manager->Flush().ok());
 }
 
-void CloseShared() {
+void Unshare() {
   shared_manager.reset();
   shared_dir.reset();
 }
@@ -124,11 +133,9 @@ void PutLoop(benchmark::State& state) {
   const size_t batch = static_cast<size_t>(state.range(0));
   std::vector<std::byte> bytes(kBlockBytes, std::byte{1});
   std::vector<BlockWrite> writes(batch);
-  const uint64_t thread = static_cast<uint64_t>(state.thread_index()) + 1;
-  uint64_t next = 0;
   LatencyHistogram latency;
   for (auto _ : state) {
-    for (BlockWrite& write : writes) write = {.id = {thread, next++}, .bytes = bytes};
+    for (BlockWrite& write : writes) write = {.id = {1, next_put++}, .bytes = bytes};
     const absl::Time start = absl::Now();
     const absl::Status status = shared_manager->Put(writes);
     latency.Record(absl::Now() - start);
@@ -139,48 +146,45 @@ void PutLoop(benchmark::State& state) {
 
 // Into a full DRAM tier, so that every block evicts one.
 void BM_PutDram(benchmark::State& state) {
-  if (state.thread_index() == 0) OpenShared({.dram_bytes = uint64_t{256} << 20}, 4096);
+  if (state.thread_index() == 0) Share("BM_PutDram", {.dram_bytes = uint64_t{256} << 20}, 4096);
   PutLoop(state);
-  if (state.thread_index() == 0) CloseShared();
 }
 
 // The same with an NVMe tier below: checksums, and write-back at the speed of the disk.
 void BM_PutWriteBack(benchmark::State& state) {
   if (state.thread_index() == 0) {
-    OpenShared({.dram_bytes = uint64_t{64} << 20, .nvme_bytes = kNvmeBytes}, 1024);
+    Share("BM_PutWriteBack", {.dram_bytes = uint64_t{64} << 20, .nvme_bytes = kNvmeBytes}, 1024);
   }
   PutLoop(state);
-  if (state.thread_index() == 0) CloseShared();
 }
 
 void BM_FetchHbmHit(benchmark::State& state) {
-  if (state.thread_index() == 0) OpenShared({.hbm_bytes = uint64_t{256} << 20}, 4096);
+  if (state.thread_index() == 0) Share("BM_FetchHbmHit", {.hbm_bytes = uint64_t{256} << 20}, 4096);
   FetchLoop(state, 4096, {});
-  if (state.thread_index() == 0) CloseShared();
 }
 
 void BM_FetchDramHit(benchmark::State& state) {
-  if (state.thread_index() == 0) OpenShared({.dram_bytes = uint64_t{256} << 20}, 4096);
+  if (state.thread_index() == 0)
+    Share("BM_FetchDramHit", {.dram_bytes = uint64_t{256} << 20}, 4096);
   FetchLoop(state, 4096, {});
-  if (state.thread_index() == 0) CloseShared();
 }
 
 // From DRAM up to an HBM tier that is full: one copy up and one down for each block.
 void BM_FetchDramToHbm(benchmark::State& state) {
   if (state.thread_index() == 0) {
-    OpenShared({.hbm_bytes = uint64_t{64} << 20, .dram_bytes = uint64_t{256} << 20}, 4096);
+    Share("BM_FetchDramToHbm", {.hbm_bytes = uint64_t{64} << 20, .dram_bytes = uint64_t{256} << 20},
+          4096);
   }
   FetchLoop(state, 4096, {});
-  if (state.thread_index() == 0) CloseShared();
 }
 
 void BM_FetchNvmeToDram(benchmark::State& state) {
   if (state.thread_index() == 0) {
-    OpenShared({.dram_bytes = uint64_t{64} << 20, .nvme_bytes = kNvmeBytes}, kNvmeBlocks);
+    Share("BM_FetchNvmeToDram", {.dram_bytes = uint64_t{64} << 20, .nvme_bytes = kNvmeBytes},
+          kNvmeBlocks);
     state.SetLabel(absl::StrCat(IoEngineName(shared_manager->Stats().device.engine)));
   }
   FetchLoop(state, kNvmeBlocks, {});
-  if (state.thread_index() == 0) CloseShared();
 }
 
 // The baseline of BM_FetchNvmeToDram: the same batches, nothing but BlockDevice.
@@ -244,4 +248,10 @@ BENCHMARK(BM_FetchNvmeToDram)->Apply(ByBatchAndThreads);
 }  // namespace
 }  // namespace terrace
 
-BENCHMARK_MAIN();
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  benchmark::RunSpecifiedBenchmarks();
+  terrace::Unshare();
+  return 0;
+}

@@ -13,6 +13,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "io/aligned_buffer.h"
 #include "io/block_device.h"
 #include "io/thread_device.h"
@@ -112,10 +113,20 @@ absl::StatusOr<OpenedFile> Open(const FileDeviceOptions& options) {
   return file;
 }
 
+// A killed process keeps its lock until the kernel has torn down its ring in the background, which
+// takes tens of milliseconds; whoever restarts it should not be turned away for that.
 absl::Status Lock(const FileDeviceOptions& options, int fd) {
-  if (::flock(fd, (options.read_only ? LOCK_SH : LOCK_EX) | LOCK_NB) == 0) return absl::OkStatus();
-  if (errno != EWOULDBLOCK) return ErrnoStatus(options.path, "cannot lock", errno);
-  return absl::UnavailableError(absl::StrCat(options.path, ": locked by another process"));
+  constexpr int kTries = 25;
+  constexpr absl::Duration kPause = absl::Milliseconds(10);
+  const int operation = (options.read_only ? LOCK_SH : LOCK_EX) | LOCK_NB;
+  for (int tried = 1; ::flock(fd, operation) != 0; ++tried) {
+    if (errno != EWOULDBLOCK) return ErrnoStatus(options.path, "cannot lock", errno);
+    if (tried == kTries) {
+      return absl::UnavailableError(absl::StrCat(options.path, ": locked by another process"));
+    }
+    absl::SleepFor(kPause);
+  }
+  return absl::OkStatus();
 }
 
 // Fills in what `file` is. Called with the lock held, so that it stays true.

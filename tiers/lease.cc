@@ -1,5 +1,6 @@
 #include "tiers/lease.h"
 
+#include "absl/time/clock.h"
 #include "io/check.h"
 #include "tiers/tier_manager.h"
 
@@ -36,7 +37,7 @@ Ticket& Ticket::operator=(Ticket&& other) noexcept {
 bool Ticket::Done() const {
   if (manager_ == nullptr) return true;
   absl::MutexLock lock(&manager_->mu_);
-  return manager_->AllLanded(items_);
+  return manager_->AllLanded(items_) || absl::Now() >= deadline_;
 }
 
 Lease Ticket::Wait() {

@@ -165,8 +165,10 @@ void EncodeGroupHeader(const NvmeGeometry& geometry, const GroupHeader& group,
                                .stored_pages = record.valid ? geometry.pages_per_block : 0,
                                .flags = record.retention == Retention::kOwned ? kFlagOwned : 0};
     std::memcpy(out, &bytes, sizeof(bytes));
-    std::memcpy(out + sizeof(bytes), record.checksums.data(),
-                record.checksums.size() * sizeof(PageChecksum));
+    if (record.valid) {
+      std::memcpy(out + sizeof(bytes), record.checksums.data(),
+                  record.checksums.size() * sizeof(PageChecksum));
+    }
     out += stride;
   }
   GroupHeaderBytes bytes = {};

@@ -11,6 +11,11 @@ namespace {
 // Segments whose headers are read in one batch.
 constexpr size_t kSegmentsAtOnce = 64;
 
+// Groups behind a torn one are not seen, and may be newer than all that are. New groups must be
+// newer still, or those would pass for their successors when their segment is used again. More than
+// a tier has groups.
+constexpr uint64_t kHiddenGenerations = uint64_t{1} << 32;
+
 // A walk through one segment, group by group.
 struct Walk {
   SegmentIndex segment{};
@@ -54,7 +59,7 @@ class Recovery {
       nvme_.RestoreSealed(walk.segment, walk.used_pages);
       last_generation = std::max(last_generation, walk.last_generation);
     }
-    nvme_.RestoreGeneration(last_generation);
+    nvme_.RestoreGeneration(last_generation + kHiddenGenerations);
   }
 
  private:

@@ -96,6 +96,16 @@ std::optional<SegmentIndex> NvmeTier::Victim() const {
   return std::nullopt;
 }
 
+bool NvmeTier::AnyVictimBeingWritten(size_t count) const {
+  for (auto index = sealed_.begin(); index != sealed_.end() && count > 0; ++index) {
+    const Segment& segment = segments_[static_cast<size_t>(*index)];
+    if (segment.owned > 0) continue;
+    if (segment.writers > 0) return true;
+    --count;
+  }
+  return false;
+}
+
 void NvmeTier::VisitBlocks(SegmentIndex segment, absl::FunctionRef<void(EntryIndex)> visit) const {
   const size_t first = static_cast<size_t>(segment) * stretches_;
   for (size_t i = first; i < first + stretches_; ++i) {

@@ -64,9 +64,8 @@ class NvmeTier {
   // --- Eviction ---
   // The oldest sealed segment without owned blocks.
   std::optional<SegmentIndex> Victim() const;
-  bool IsBeingWritten(SegmentIndex segment) const {
-    return segments_[static_cast<size_t>(segment)].writers > 0;
-  }
+  // Whether one of the `count` segments that Victim would name first has writes in flight.
+  bool AnyVictimBeingWritten(size_t count) const;
   // Segments that are kept free; none where that would cost more than a quarter of the tier.
   size_t reserve_segments() const { return geometry_.segment_count < 4 ? 0 : 1; }
   void VisitBlocks(SegmentIndex segment, absl::FunctionRef<void(EntryIndex)> visit) const;

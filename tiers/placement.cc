@@ -44,6 +44,7 @@ Placement::Placement(const PlacementOptions& options,
   groups_.resize(kWriteGroups);
   for (WriteGroup& group : groups_) group.blocks.reserve(options.nvme->group_blocks);
   doomed_.reserve(options.nvme->blocks_per_segment());
+  flushing_.reserve(table(Pool::kHbm).size() + table(Pool::kDram).size());
 }
 
 Pool Placement::put_pool() const {
@@ -86,7 +87,7 @@ Placement::PutReservation Placement::ReservePut(const BlockId& id, Retention ret
     for (Pool pool : {Pool::kHbm, Pool::kDram}) {
       const SlotIndex slot = directory_[entry].slot(pool);
       if (slot == kNoSlot) continue;
-      table(pool).Touch(slot);
+      Touch({pool, slot});
       break;
     }
     if (retention == Retention::kOwned) SetRetention(id, retention);
@@ -95,7 +96,7 @@ Placement::PutReservation Placement::ReservePut(const BlockId& id, Retention ret
   }
   const Pool pool = put_pool();
   if (pool == Pool::kTransit && !nvme_accepts_) return {PutOutcome::kFull, {}};
-  const Room room = MakeRoom(pool, 1);
+  const Room room = MakeRoom(pool, [] { return size_t{1}; });
   if (room != Room::kOk) {
     return {room == Room::kWait ? PutOutcome::kWait : PutOutcome::kFull, {}};
   }
@@ -115,9 +116,15 @@ Placement::PutReservation Placement::ReservePut(const BlockId& id, Retention ret
 }
 
 void Placement::Unpin(Place place) {
+  table(place.pool).TakeBack(place.slot);
+  EndPin(place);
+}
+
+void Placement::EndPin(Place place) {
   SlotTable& slots = table(place.pool);
   const bool attached = slots.entry(place.slot) != kNoEntry;
   slots.Unpin(place.slot);
+  stuck_may_move_ = true;
   if (attached && place.pool == Pool::kTransit) ReleaseTransit(place.slot);
 }
 
@@ -133,7 +140,6 @@ void Placement::EndFill(const Fill& fill) {
   --outstanding_fills_;
   if (fill.prefetch) --outstanding_prefetch_;
   UnpinSource(fill);
-  if (fill.drains) --draining_;
   if (fill.group) --groups_[*fill.group].pending;
 }
 
@@ -155,7 +161,6 @@ void Placement::FillLanded(Place place) {
   EndFill(fill);
   if (entry == kNoEntry) return;
   if (fill.prefetch) ++stats_.prefetched_blocks;
-  if (fill.drains && Dirty(directory_[entry])) ++dirty_moves_;
   if (place.pool == Pool::kTransit) ReleaseTransit(place.slot);
 }
 
@@ -179,7 +184,10 @@ void Placement::FillFailed(Place place, bool source_lost) {
       if (unreadable == entry) return;  // gone with its last copy, or held elsewhere
     }
   }
-  if (entry != kNoEntry) EraseIfGone(entry);
+  if (entry == kNoEntry) return;
+  const BlockEntry& block = directory_[entry];
+  if (fill.drains && !block.in_memory() && Dirty(block)) ++stats_.lost_blocks;
+  EraseIfGone(entry);
 }
 
 void Placement::Drop(const BlockId& id) {
@@ -251,7 +259,7 @@ std::array<uint64_t, kTierCount> Placement::CountBlocks() const {
 }
 
 size_t Placement::memory_bytes() const {
-  size_t bytes = directory_.memory_bytes();
+  size_t bytes = directory_.memory_bytes() + flushing_.capacity() * sizeof(EntryIndex);
   for (const auto& slots : tables_) bytes += slots->memory_bytes();
   return bytes + (nvme_ == nullptr ? 0 : nvme_->memory_bytes());
 }

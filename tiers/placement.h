@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "tiers/block_directory.h"
@@ -73,6 +74,7 @@ struct WriteGroup {
   PageIndex base = kNoPage;  // of the header
   uint32_t capacity = 0;     // blocks that fit where it lies
   uint32_t pending = 0;      // sources whose bytes are still on the way
+  uint32_t in_transit = 0;   // sources in the transit pool
   uint64_t generation = 0;
   std::vector<Block> blocks;  // capacity reserved at construction
 };
@@ -87,7 +89,8 @@ struct WriteGroup {
 //   - an entry exists if and only if some copy of its block is not kEmpty;
 //   - a memory copy without an NVMe copy is *dirty*: evicting it means writing it down first, or
 //     losing the block, which only cached blocks suffer;
-//   - an NVMe copy in kFilling has its source pinned by its write group.
+//   - an NVMe copy in kFilling has its source pinned by its write group;
+//   - a block with a copy in transit has an NVMe copy, be it in kFilling: transit is no tier.
 //
 // Thread-compatible; guarded by the manager's lock.
 class Placement {
@@ -114,14 +117,14 @@ class Placement {
   // Queues unpinned fills for blocks that are in a slower tier; stops caring when room is short.
   // Returns how many were queued.
   size_t ReservePrefetch(absl::Span<const BlockId> ids, Pool target, size_t cap);
-  void Unpin(Place place);
+  void Unpin(Place place);  // of a fetched item
 
   // --- Fills, in the order they were reserved; nullopt when there is none to start ---
   // From NVMe: demand before prefetch. From another slot: skips those whose source is still
   // filling.
   std::optional<Place> NextRead(bool allow_prefetch);
   std::optional<Place> NextCopy();
-  bool has_copies() const { return !copies_.empty(); }
+  size_t queued_copies() const { return copies_.size(); }
   void FillLanded(Place place);
   // The bytes could not be had. `source_lost`: the NVMe copy is unreadable and is forgotten.
   void FillFailed(Place place, bool source_lost);
@@ -143,15 +146,13 @@ class Placement {
   bool nvme_accepts() const { return nvme_accepts_; }
 
   // --- Flush ---
-  // How far a flush has come through the slots of HBM, then of DRAM.
+  // How far a flush has come through the blocks that were dirty when it began. One flush at a time.
   struct FlushCursor {
-    Pool pool = Pool::kHbm;
-    size_t slot = 0;
-    uint64_t moves = 0;  // dirty_moves_ when this pass began
+    size_t next = 0;
   };
-  FlushCursor BeginFlush() const { return {.moves = dirty_moves_}; }
-  // Sends dirty blocks from the cursor on to NVMe; kOk when every block that was dirty at
-  // BeginFlush is in a group. Starts over when a dirty copy may have moved past behind the cursor.
+  FlushCursor BeginFlush();
+  // Sends blocks from the cursor on to NVMe; kOk when every block that was dirty at BeginFlush is
+  // in a group.
   Room SelectDirty(FlushCursor& cursor);
   // No group up to this generation is unwritten.
   bool WrittenUpTo(uint64_t generation) const;
@@ -187,6 +188,7 @@ class Placement {
   void CarryChecksums(const Fill& fill, Place place);
   Place ReserveSlot(Pool pool, EntryIndex entry, const Fill& fill);
   void EndFill(const Fill& fill);
+  void EndPin(Place place);
   void ReleaseTransit(SlotIndex slot);
 
   // placement_fetch.cc
@@ -200,8 +202,9 @@ class Placement {
   void ReserveItem(FetchItem& item, Pool target);
 
   // placement_evict.cc
-  Room MakeRoom(Pool pool, size_t slots);
+  Room MakeRoom(Pool pool, absl::FunctionRef<size_t()> wanted);
   Room EvictOne(Pool pool);
+  bool OnlyMoving(Pool pool, SlotIndex slot) const;
   Room EvictFromHbm(SlotIndex slot);
   Room EvictFromDram(SlotIndex slot);
   void StartDemotion(EntryIndex entry, SlotIndex hbm_slot, Pool target);
@@ -211,16 +214,18 @@ class Placement {
   void EvictBlock(EntryIndex entry);
   void DropNvmeCopy(EntryIndex entry);
   void RetrackStuck();
+  void Retrack(Place place);
+  void Touch(Place place);
 
   // placement_write.cc
   Room AddToGroup(EntryIndex entry, Place source);
   Room OpenGroup();
   Room NextSegment();
-  Room EvictSegment();
+  bool EvictSegment();
   void VoidGroupBlock(EntryIndex entry);
   Room SelectAhead();
   bool Dirty(const BlockEntry& entry) const { return entry.nvme == CopyState::kEmpty; }
-  Room SelectForFlush(Pool pool, SlotIndex slot);
+  Room SelectForFlush(EntryIndex entry);
 
   const uint32_t pages_per_block_;
   BlockDirectory directory_;
@@ -235,19 +240,19 @@ class Placement {
   std::deque<Place> copies_;
   size_t outstanding_fills_ = 0;     // reserved, neither landed nor failed
   size_t outstanding_prefetch_ = 0;  // of these, those nobody waits for
-  size_t draining_ = 0;              // HBM slots that fall free when their demotion lands
 
   std::vector<WriteGroup> groups_;
   std::optional<size_t> open_group_;
   std::deque<size_t> closed_groups_;
   uint64_t last_generation_ = 0;
   size_t reserved_since_select_ = 0;
-  std::vector<EntryIndex> doomed_;   // scratch of EvictSegment
-  std::vector<SlotIndex> selected_;  // scratch of SelectAhead
-  uint64_t dirty_moves_ = 0;         // times that a dirty block changed its pool
+  std::vector<EntryIndex> doomed_;    // scratch of EvictSegment
+  std::vector<SlotIndex> selected_;   // scratch of SelectAhead
+  std::vector<EntryIndex> flushing_;  // dirty at BeginFlush, by entry
 
-  // Some owned block was found unmovable and taken out of the eviction order.
-  bool has_stuck_ = false;
+  // Owned blocks that were found unmovable and taken out of the eviction order, coldest first.
+  std::vector<Place> stuck_;
+  bool stuck_may_move_ = false;  // a pin or an NVMe copy has gone since
 
   PlacementStats stats_;
 };

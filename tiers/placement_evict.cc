@@ -17,18 +17,23 @@ Room Placement::NoRoom() {
   return Room::kWait;
 }
 
-Room Placement::MakeRoom(Pool pool, size_t count) {
+// `wanted` is asked again after each step, because evicting a segment may take a block that room
+// was wanted for.
+Room Placement::MakeRoom(Pool pool, absl::FunctionRef<size_t()> wanted) {
   if (SelectAhead() == Room::kWait) return Room::kWait;
   const SlotTable& slots = table(pool);
   const size_t available = slots.size() - std::min(slots.size(), slots.pinned_count());
-  if (count > slots.size()) return Room::kFull;
-  if (count > available) return NoRoom();
-  const auto on_the_way = [&] { return pool == Pool::kHbm ? draining_ : 0; };
-  while (slots.free_count() + on_the_way() < count) {
+  if (wanted() > slots.size()) return Room::kFull;
+  if (wanted() > available) return NoRoom();
+  // Slots that fall free when a transfer ends count already: evicting more in their stead would
+  // make what stays depend on the speed of transfers.
+  while (slots.free_count() + slots.falling_count() < wanted()) {
     const Room room = EvictOne(pool);
     if (room != Room::kOk) return room;
+    // Here as well, so that it does not matter at which step a call has to wait and start over.
+    if (SelectAhead() == Room::kWait) return Room::kWait;
   }
-  return slots.free_count() >= count ? Room::kOk : Room::kWait;
+  return slots.free_count() >= wanted() ? Room::kOk : NoRoom();
 }
 
 Room Placement::EvictOne(Pool pool) {
@@ -38,12 +43,13 @@ Room Placement::EvictOne(Pool pool) {
     SlotIndex victim = kNoSlot;
     slots.policy().VisitColdest([&](SlotIndex slot) {
       const bool evictable = slots.pins(slot) == 0 && slots.state(slot) == CopyState::kResident;
-      // A block that is being written is pinned, yet is the right victim once it is down.
-      const bool on_its_way_down =
-          pool == Pool::kDram && directory_[slots.entry(slot)].nvme == CopyState::kFilling;
-      if (evictable || on_its_way_down) victim = slot;
+      if (evictable || OnlyMoving(pool, slot)) victim = slot;
       return victim == kNoSlot;
     });
+    if (victim == kNoSlot && !stuck_.empty() && stuck_may_move_) {
+      RetrackStuck();
+      continue;
+    }
     if (victim == kNoSlot) return NoRoom();
     const EntryIndex entry = slots.entry(victim);
     const Room room = pool == Pool::kHbm ? EvictFromHbm(victim) : EvictFromDram(victim);
@@ -51,36 +57,49 @@ Room Placement::EvictOne(Pool pool) {
     // Owned and unmovable. Out of the order with it, so that it is not asked again and again.
     TERRACE_CHECK(directory_[entry].retention == Retention::kOwned);
     slots.Untrack(victim);
-    has_stuck_ = true;
+    stuck_.push_back({pool, victim});
   }
 }
 
+// Whether a slot is kept by nothing but a transfer that ends by itself. It is the right victim
+// then, and worth waiting for: what is evicted must not depend on how fast transfers are.
+bool Placement::OnlyMoving(Pool pool, SlotIndex slot) const {
+  const SlotTable& slots = table(pool);
+  const BlockEntry& block = directory_[slots.entry(slot)];
+  if (pool == Pool::kDram && block.nvme == CopyState::kFilling) return true;
+  if (slots.pins(slot) == 0) return slots.state(slot) == CopyState::kFilling;
+  // A flush copies it to transit.
+  const SlotIndex transit = block.slot(Pool::kTransit);
+  return pool == Pool::kHbm && transit != kNoSlot &&
+         table(Pool::kTransit).state(transit) == CopyState::kFilling;
+}
+
 Room Placement::EvictFromHbm(SlotIndex slot) {
+  if (OnlyMoving(Pool::kHbm, slot)) return Room::kWait;
   const EntryIndex entry = table(Pool::kHbm).entry(slot);
   BlockEntry& block = directory_[entry];
   if (block.slot(Pool::kDram) != kNoSlot) {
-    table(Pool::kDram).Touch(block.slot(Pool::kDram));
+    Touch({Pool::kDram, block.slot(Pool::kDram)});
     DropCopy(entry, Pool::kHbm);
-    if (Dirty(block)) ++dirty_moves_;
     return Room::kOk;
   }
-  const bool written = block.nvme == CopyState::kResident;
   if (table(Pool::kDram).size() > 0) {
-    Room room = table(Pool::kDram).free_count() > 0 ? Room::kOk : EvictOne(Pool::kDram);
+    const SlotTable& dram = table(Pool::kDram);
+    if (dram.free_count() == 0 && dram.falling_count() > 0) return NoRoom();
+    const Room room = dram.free_count() > 0 ? Room::kOk : EvictOne(Pool::kDram);
     if (room == Room::kWait) return room;
     // What EvictOne freed may have been this block's own NVMe copy, but never its HBM copy.
     if (room == Room::kOk) {
       StartDemotion(entry, slot, Pool::kDram);
       return Room::kOk;
     }
-    if (written && block.nvme == CopyState::kResident) {
-      DropCopy(entry, Pool::kHbm);
-      return Room::kOk;
-    }
-  } else if (written || block.slot(Pool::kTransit) != kNoSlot) {
+  }
+  // Without DRAM, or with nothing there that may go (be it for leases alone), straight to NVMe.
+  if (block.nvme != CopyState::kEmpty) {
     DropCopy(entry, Pool::kHbm);
     return Room::kOk;
-  } else if (nvme_accepts_) {
+  }
+  if (nvme_accepts_) {
     const bool has_slot = table(Pool::kTransit).free_count() > 0;
     const Room room = has_slot ? OpenGroup() : EvictOne(Pool::kTransit);
     if (room == Room::kWait) return room;
@@ -104,7 +123,6 @@ void Placement::StartDemotion(EntryIndex entry, SlotIndex hbm_slot, Pool target)
   fill.queued = true;
   hbm.Pin(hbm_slot);
   DropCopy(entry, Pool::kHbm);
-  ++draining_;
   ++stats_.demotions;
   const Place place = ReserveSlot(target, entry, fill);
   copies_.push_back(place);
@@ -127,8 +145,8 @@ Room Placement::EvictFromDram(SlotIndex slot) {
     }
     return Room::kWait;
   }
+  if (table(Pool::kDram).state(slot) == CopyState::kFilling) return Room::kWait;
   if (in_hbm || block.nvme == CopyState::kResident) {
-    if (Dirty(block)) ++dirty_moves_;
     DropCopy(entry, Pool::kDram);
     return Room::kOk;
   }
@@ -162,18 +180,28 @@ void Placement::EvictBlock(EntryIndex entry) {
   EraseIfGone(entry);
 }
 
-// Something was dropped or released: owned blocks that had nowhere to go may move again.
+// Something was dropped or released: owned blocks that had nowhere to go may move again. They were
+// the coldest when they were taken out, and are again.
 void Placement::RetrackStuck() {
-  if (!has_stuck_) return;
-  has_stuck_ = false;
-  for (Pool pool : {Pool::kHbm, Pool::kDram}) {
-    SlotTable& slots = table(pool);
-    for (size_t i = 0; i < slots.size(); ++i) {
-      const SlotIndex slot{static_cast<uint32_t>(i)};
-      if (slots.entry(slot) == kNoEntry || slots.tracked(slot)) continue;
-      slots.Track(slot, directory_[slots.entry(slot)].id);
-    }
+  for (; !stuck_.empty(); stuck_.pop_back()) {
+    const Place place = stuck_.back();
+    if (table(place.pool).tracked(place.slot)) continue;  // used since, or another block's now
+    Retrack(place);
+    table(place.pool).MakeColdest(place.slot);
   }
+  stuck_may_move_ = false;
+}
+
+void Placement::Retrack(Place place) {
+  SlotTable& slots = table(place.pool);
+  const EntryIndex entry = slots.entry(place.slot);
+  if (place.pool == Pool::kTransit || entry == kNoEntry || slots.tracked(place.slot)) return;
+  slots.Track(place.slot, directory_[entry].id);
+}
+
+void Placement::Touch(Place place) {
+  Retrack(place);
+  table(place.pool).Touch(place.slot);
 }
 
 }  // namespace terrace

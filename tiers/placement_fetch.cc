@@ -1,5 +1,6 @@
 // Placement: fetches, prefetches and the queues of fills.
 
+#include <algorithm>
 #include <initializer_list>
 
 #include "io/check.h"
@@ -13,8 +14,11 @@ std::optional<Place> Placement::ServingPlace(const BlockEntry& entry, Pool targe
   if (entry.slot(target) != kNoSlot) return Place{target, entry.slot(target)};
   // Host memory is host memory: a block in transit serves the CPU as well as one in DRAM, and a
   // part is served from the host rather than promoted whole.
+  // What is only being flushed through transit has its place in HBM and is served from there, so
+  // that the answer is the same when the flush has ended.
   if (target == Pool::kDram || part) {
     for (Pool pool : {Pool::kDram, Pool::kTransit}) {
+      if (pool == Pool::kTransit && entry.slot(Pool::kHbm) != kNoSlot) break;
       if (entry.slot(pool) != kNoSlot) return Place{pool, entry.slot(pool)};
     }
   }
@@ -38,7 +42,7 @@ Tier Placement::HitTier(const BlockEntry& entry) const {
 
 Fill Placement::PinSource(const BlockEntry& entry, Pool target, const FetchItem& item) {
   Fill fill;
-  for (Pool pool : {Pool::kDram, Pool::kTransit, Pool::kHbm}) {
+  for (Pool pool : {Pool::kDram, Pool::kHbm, Pool::kTransit}) {
     if (pool == target || entry.slot(pool) == kNoSlot) continue;
     fill.source = Fill::Source::kSlot;
     fill.slot = {pool, entry.slot(pool)};
@@ -55,27 +59,40 @@ Fill Placement::PinSource(const BlockEntry& entry, Pool target, const FetchItem&
 }
 
 void Placement::UnpinSource(const Fill& fill) {
-  if (fill.source == Fill::Source::kSlot) Unpin(fill.slot);
+  if (fill.source == Fill::Source::kSlot) EndPin(fill.slot);
   if (fill.source == Fill::Source::kNvme) nvme_->RemoveReader(fill.page);
 }
 
 // Whether slots can be had for every item that has a source but no place yet.
 Room Placement::RoomForFetch(absl::Span<const FetchItem> items, Pool target) {
+  const auto needs_transit = [&](const FetchItem& item) {
+    return target == Pool::kTransit || (IsPart(item) && item.source->source == Fill::Source::kNvme);
+  };
+  const SlotTable& transit = table(Pool::kTransit);
   size_t in_target = 0;
   size_t in_transit = 0;
+  size_t lend = 0;  // of the transit slots that are not lent yet
   for (const FetchItem& item : items) {
-    if (!item.source) continue;
-    const bool lend =
-        target == Pool::kTransit || (IsPart(item) && item.source->source == Fill::Source::kNvme);
-    ++(lend ? in_transit : in_target);
+    if (item.source) {
+      ++(needs_transit(item) ? in_transit : in_target);
+    } else if (item.place.slot != kNoSlot && item.place.pool == Pool::kTransit) {
+      lend += transit.lent(item.place.slot) ? 0 : 1;
+    }
   }
-  if (in_transit > 0) {
-    // Leases may hold half of the pool; the other half keeps transfers moving.
-    const SlotTable& transit = table(Pool::kTransit);
-    if (in_transit + transit.lent_count() > transit.size() / 2) return Room::kFull;
-    if (transit.free_count() < in_transit) return NoRoom();
+  lend += in_transit;
+  // Leases may hold half of the pool; the other half keeps transfers moving.
+  if (lend > 0 && lend + transit.lent_count() > transit.size() / 2) return Room::kFull;
+  if (in_target > 0) {
+    const Room room = MakeRoom(target, [&] {
+      return static_cast<size_t>(
+          std::count_if(items.begin(), items.end(), [&](const FetchItem& item) {
+            return item.source && !needs_transit(item) && directory_.Find(item.id) != kNoEntry;
+          }));
+    });
+    if (room != Room::kOk) return room;
   }
-  return in_target == 0 ? Room::kOk : MakeRoom(target, in_target);
+  // Last, because making room moves blocks through transit.
+  return transit.free_count() >= in_transit ? Room::kOk : NoRoom();
 }
 
 Room Placement::ReserveFetch(absl::Span<FetchItem> items, Pool target) {
@@ -97,7 +114,7 @@ Room Placement::ReserveFetch(absl::Span<FetchItem> items, Pool target) {
   const Room room = RoomForFetch(items, target);
   if (room != Room::kOk) {
     for (FetchItem& item : items) {
-      if (item.place.slot != kNoSlot) Unpin(item.place);
+      if (item.place.slot != kNoSlot) EndPin(item.place);
       if (item.source) UnpinSource(*item.source);
       item.place = Place();
       item.source.reset();
@@ -115,14 +132,15 @@ Room Placement::ReserveFetch(absl::Span<FetchItem> items, Pool target) {
       ++stats_.misses;
     } else {
       ++stats_.hits[static_cast<size_t>(item.hit_tier)];
+      table(item.place.pool).Lend(item.place.slot);
     }
   }
   return Room::kOk;
 }
 
 void Placement::JoinFill(FetchItem& item) {
+  Touch(item.place);
   SlotTable& slots = table(item.place.pool);
-  slots.Touch(item.place.slot);
   Fill& fill = slots.fill(item.place.slot);
   if (slots.state(item.place.slot) != CopyState::kFilling || !fill.prefetch) return;
   fill.prefetch = false;
@@ -151,11 +169,11 @@ void Placement::ReserveItem(FetchItem& item, Pool target) {
   source.queued = true;
   item.place =
       part ? ReserveSlot(Pool::kTransit, kNoEntry, source) : ReserveSlot(target, entry, source);
-  if (item.place.pool == Pool::kTransit) table(Pool::kTransit).Lend(item.place.slot);
   table(item.place.pool).Pin(item.place.slot);
   (from_nvme ? demand_reads_ : copies_).push_back(item.place);
   // A DRAM copy that HBM doubles is the first that DRAM can spare.
   if (target == Pool::kHbm && source.source == Fill::Source::kSlot) {
+    Retrack(source.slot);
     table(source.slot.pool).MakeColdest(source.slot.slot);
   }
 }
@@ -169,7 +187,8 @@ size_t Placement::ReservePrefetch(absl::Span<const BlockId> ids, Pool target, si
     FetchItem item;
     item.page_count = pages_per_block_;
     Fill fill = PinSource(directory_[entry], target, item);
-    const bool fits = outstanding_prefetch_ < cap && MakeRoom(target, 1) == Room::kOk &&
+    const bool fits = outstanding_prefetch_ < cap &&
+                      MakeRoom(target, [] { return size_t{1}; }) == Room::kOk &&
                       directory_.Find(id) == entry;
     if (!fits) {
       UnpinSource(fill);

@@ -13,6 +13,11 @@ namespace {
 constexpr size_t kAheadShare = 4;
 constexpr size_t kAheadGroups = 8;
 
+// An open group keeps at most this share of the transit pool. With the half that leases may have,
+// that leaves a quarter where reads on their way to HBM can arrive, so none waits for a group to be
+// closed.
+constexpr size_t kTransitShare = 4;
+
 }  // namespace
 
 Room Placement::AddToGroup(EntryIndex entry, Place source) {
@@ -33,7 +38,12 @@ Room Placement::AddToGroup(EntryIndex entry, Place source) {
     slots.fill(source.slot).group = static_cast<uint8_t>(*open_group_);
     ++group.pending;
   }
-  if (group.blocks.size() == group.capacity) CloseOpenGroup();
+  if (source.pool == Pool::kTransit) ++group.in_transit;
+  const size_t transit_share = table(Pool::kTransit).size() / kTransitShare;
+  if (group.blocks.size() == group.capacity ||
+      (group.in_transit > 0 && group.in_transit >= transit_share)) {
+    CloseOpenGroup();
+  }
   return Room::kOk;
 }
 
@@ -57,6 +67,7 @@ Room Placement::OpenGroup() {
       std::min(geometry.group_blocks,
                (nvme_->open_pages_left() - geometry.header_pages) / geometry.pages_per_block);
   group.pending = 0;
+  group.in_transit = 0;
   group.blocks.clear();
   nvme_->AddWriter(group.base);
   open_group_ = static_cast<size_t>(unused - groups_.begin());
@@ -81,28 +92,30 @@ void Placement::CloseOpenGroup() {
 // readers have the time of a whole segment to finish.
 Room Placement::NextSegment() {
   nvme_->SealOpenSegment();
-  while (nvme_->free_segments() < 1 + nvme_->reserve_segments()) {
-    const Room room = EvictSegment();
-    if (room == Room::kWait) return room;
-    if (room == Room::kFull) break;
-  }
+  const size_t wanted = 1 + nvme_->reserve_segments();
+  const size_t missing = wanted - std::min(wanted, nvme_->free_segments());
+  // All of them or none yet: a caller that waits may not come back for the rest.
+  if (nvme_->AnyVictimBeingWritten(missing)) return Room::kWait;
+  for (size_t i = 0; i < missing && EvictSegment(); ++i) continue;
   if (nvme_->free_segments() == 0) return Room::kFull;
   return nvme_->OpenNextSegment() ? Room::kOk : Room::kWait;
 }
 
-Room Placement::EvictSegment() {
+// REQUIRES: the victim is not being written.
+bool Placement::EvictSegment() {
   const std::optional<SegmentIndex> victim = nvme_->Victim();
-  if (!victim) return Room::kFull;
-  if (nvme_->IsBeingWritten(*victim)) return Room::kWait;
+  if (!victim) return false;
   doomed_.clear();
   nvme_->VisitBlocks(*victim, [&](EntryIndex entry) { doomed_.push_back(entry); });
   for (EntryIndex entry : doomed_) {
-    if (!directory_[entry].in_memory()) ++stats_.evicted_blocks;
+    const BlockEntry& block = directory_[entry];
+    const bool last_tier = block.slot(Pool::kHbm) == kNoSlot && block.slot(Pool::kDram) == kNoSlot;
+    if (last_tier) ++stats_.evicted_blocks;
     DropNvmeCopy(entry);
   }
   nvme_->FreeSegment(*victim);
   ++stats_.evicted_segments;
-  return Room::kOk;
+  return true;
 }
 
 void Placement::DropNvmeCopy(EntryIndex entry) {
@@ -110,6 +123,10 @@ void Placement::DropNvmeCopy(EntryIndex entry) {
   Transition(block.nvme, CopyState::kEmpty);
   nvme_->Remove(block.page, block.retention == Retention::kOwned);
   block.page = kNoPage;
+  stuck_may_move_ = true;
+  // Transit is no tier: nothing would ever evict a copy there that NVMe does not double. Leases
+  // keep the slot.
+  if (block.slot(Pool::kTransit) != kNoSlot) DropCopy(entry, Pool::kTransit);
   EraseIfGone(entry);
 }
 
@@ -164,7 +181,7 @@ void Placement::GroupWritten(size_t index, bool written) {
         }
       }
     }
-    Unpin(written_block.source);
+    EndPin(written_block.source);
   }
   group.in_use = false;
   group.blocks.clear();
@@ -184,7 +201,7 @@ Room Placement::SelectAhead() {
   SlotTable& dram = table(Pool::kDram);
   const size_t group_blocks = nvme_->geometry().group_blocks;
   const size_t ahead = std::min(dram.size() / kAheadShare, kAheadGroups * group_blocks);
-  const size_t used = dram.size() - dram.free_count();
+  const size_t used = dram.size() - dram.free_count() - dram.falling_count();
   size_t to_visit = used + ahead - std::min(used + ahead, dram.size());
   selected_.clear();
   dram.policy().VisitColdest([&](SlotIndex slot) {
@@ -192,9 +209,7 @@ Room Placement::SelectAhead() {
     const BlockEntry& block = directory_[dram.entry(slot)];
     const SlotIndex hbm_slot = block.slot(Pool::kHbm);
     const bool doubled = hbm_slot != kNoSlot;
-    if (Dirty(block) && !doubled && dram.state(slot) == CopyState::kResident) {
-      selected_.push_back(slot);
-    }
+    if (Dirty(block) && !doubled) selected_.push_back(slot);
     return true;
   });
   for (SlotIndex slot : selected_) {
@@ -206,32 +221,44 @@ Room Placement::SelectAhead() {
   return Room::kOk;
 }
 
-Room Placement::SelectDirty(FlushCursor& cursor) {
-  for (;;) {
-    for (; cursor.slot < table(cursor.pool).size(); ++cursor.slot) {
-      const Room room = SelectForFlush(cursor.pool, SlotIndex(cursor.slot));
-      if (room != Room::kOk) return room;
-    }
-    cursor.slot = 0;
-    if (cursor.pool == Pool::kHbm) {
-      cursor.pool = Pool::kDram;
-    } else if (cursor.moves != dirty_moves_) {
-      cursor = {.moves = dirty_moves_};
-    } else {
-      CloseOpenGroup();
-      return Room::kOk;
+// Blocks are flushed in the order of their entries, which follows from the order of calls. That of
+// their slots does not: slots fall free when transfers end.
+Placement::FlushCursor Placement::BeginFlush() {
+  flushing_.clear();
+  for (Pool pool : {Pool::kHbm, Pool::kDram}) {
+    const SlotTable& slots = table(pool);
+    for (size_t i = 0; i < slots.size(); ++i) {
+      const EntryIndex entry = slots.entry(SlotIndex(i));
+      if (entry == kNoEntry || !Dirty(directory_[entry])) continue;
+      const bool twice = pool == Pool::kDram && directory_[entry].slot(Pool::kHbm) != kNoSlot;
+      if (!twice) flushing_.push_back(entry);
     }
   }
+  std::sort(flushing_.begin(), flushing_.end());
+  return {};
 }
 
-Room Placement::SelectForFlush(Pool pool, SlotIndex slot) {
-  const SlotTable& slots = table(pool);
-  const EntryIndex entry = slots.entry(slot);
-  if (entry == kNoEntry || slots.state(slot) != CopyState::kResident) return Room::kOk;
+Room Placement::SelectDirty(FlushCursor& cursor) {
+  for (; cursor.next < flushing_.size(); ++cursor.next) {
+    const Room room = SelectForFlush(flushing_[cursor.next]);
+    if (room != Room::kOk) return room;
+  }
+  CloseOpenGroup();
+  return Room::kOk;
+}
+
+Room Placement::SelectForFlush(EntryIndex entry) {
   BlockEntry& block = directory_[entry];
-  if (!Dirty(block)) return Room::kOk;
+  const Pool pool = block.slot(Pool::kDram) != kNoSlot ? Pool::kDram : Pool::kHbm;
+  const SlotIndex slot = block.slot(pool);
+  if (slot == kNoSlot || !Dirty(block)) return Room::kOk;  // dropped, or on its way by now
+  const SlotTable& slots = table(pool);
+  if (slots.state(slot) == CopyState::kFilling) {
+    // On its way here from another slot or a segment that is gone; a Put that has not ended may
+    // wait.
+    return slots.fill(slot).source == Fill::Source::kCaller ? Room::kOk : Room::kWait;
+  }
   if (pool == Pool::kDram) return AddToGroup(entry, {pool, slot});
-  if (block.slot(Pool::kDram) != kNoSlot || block.slot(Pool::kTransit) != kNoSlot) return Room::kOk;
   // HBM is written by way of a transit slot.
   if (table(Pool::kTransit).free_count() == 0) return EvictOne(Pool::kTransit);
   const Room room = OpenGroup();

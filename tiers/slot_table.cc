@@ -15,6 +15,11 @@ SlotTable::SlotTable(size_t slots, size_t pages_per_slot, std::unique_ptr<Evicti
   for (size_t i = slots; i > 0; --i) free_.push_back(SlotIndex{static_cast<uint32_t>(i - 1)});
 }
 
+void SlotTable::Recount(const Slot& slot, bool was_falling) {
+  falling_ -= was_falling ? 1 : 0;
+  falling_ += Falling(slot) ? 1 : 0;
+}
+
 SlotIndex SlotTable::Reserve(EntryIndex entry) {
   TERRACE_CHECK(!free_.empty());
   const SlotIndex index = free_.back();
@@ -23,22 +28,46 @@ SlotIndex SlotTable::Reserve(EntryIndex entry) {
   Transition(slot.state, CopyState::kFilling);
   slot.entry = entry;
   slot.fill = Fill();
+  Recount(slot, false);
   return index;
 }
 
 void SlotTable::Lend(SlotIndex index) {
-  At(index).lent = true;
-  ++lent_;
+  Slot& slot = At(index);
+  const bool was_falling = Falling(slot);
+  ++slot.leases;
+  if (!slot.lent) ++lent_;
+  slot.lent = true;
+  Recount(slot, was_falling);
+}
+
+void SlotTable::TakeBack(SlotIndex index) {
+  Slot& slot = At(index);
+  TERRACE_CHECK(slot.leases > 0);
+  const bool was_falling = Falling(slot);
+  --slot.leases;
+  EndLoan(slot);
+  Recount(slot, was_falling);
+}
+
+void SlotTable::EndLoan(Slot& slot) {
+  if (!slot.lent || slot.leases > 0 || slot.state == CopyState::kFilling) return;
+  slot.lent = false;
+  --lent_;
 }
 
 void SlotTable::Land(SlotIndex index) {
   Slot& slot = At(index);
+  const bool was_falling = Falling(slot);
   Transition(slot.state, CopyState::kResident);
+  EndLoan(slot);
   if (slot.entry == kNoEntry && slot.pins == 0) Free(index);
+  Recount(slot, was_falling);
 }
 
 void SlotTable::Fail(SlotIndex index) {
   Slot& slot = At(index);
+  const bool was_falling = Falling(slot);
   if (slot.tracked) Untrack(index);
   slot.entry = kNoEntry;
   if (slot.pins > 0) {
@@ -46,6 +75,8 @@ void SlotTable::Fail(SlotIndex index) {
   } else {
     Free(index);
   }
+  EndLoan(slot);
+  Recount(slot, was_falling);
 }
 
 void SlotTable::Pin(SlotIndex index) {
@@ -57,22 +88,24 @@ void SlotTable::Unpin(SlotIndex index) {
   TERRACE_CHECK(slot.pins > 0);
   if (--slot.pins > 0) return;
   --pinned_;
+  const bool was_falling = Falling(slot);
   if (slot.entry == kNoEntry && slot.state != CopyState::kFilling) Free(index);
+  Recount(slot, was_falling);
 }
 
 void SlotTable::Detach(SlotIndex index) {
   Slot& slot = At(index);
+  const bool was_falling = Falling(slot);
   if (slot.tracked) Untrack(index);
   slot.entry = kNoEntry;
   if (slot.pins == 0 && slot.state != CopyState::kFilling) Free(index);
+  Recount(slot, was_falling);
 }
 
 void SlotTable::Free(SlotIndex index) {
   Slot& slot = At(index);
-  TERRACE_CHECK(slot.pins == 0 && slot.entry == kNoEntry);
+  TERRACE_CHECK(slot.pins == 0 && slot.leases == 0 && slot.entry == kNoEntry);
   Transition(slot.state, CopyState::kEmpty);
-  if (slot.lent) --lent_;
-  slot.lent = false;
   free_.push_back(index);
 }
 

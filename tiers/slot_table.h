@@ -66,9 +66,15 @@ class SlotTable {
   // Takes a free slot into kFilling, attached to `entry` unless that is kNoEntry.
   // REQUIRES: free_count() > 0.
   SlotIndex Reserve(EntryIndex entry);
-  // Marks a reserved slot as one whose lease, not the manager, decides when it is free again.
+  // Counts a slot as one whose leases, not transfers, decide when it can be free again, until each
+  // of them has given it back. A cancelled fill counts until it has ended.
   void Lend(SlotIndex slot);
+  void TakeBack(SlotIndex slot);
+  bool lent(SlotIndex slot) const { return At(slot).lent; }
+  uint32_t leases(SlotIndex slot) const { return At(slot).leases; }
   size_t lent_count() const { return lent_; }
+  // Detached slots that no lease keeps: free as soon as the transfers that use them have ended.
+  size_t falling_count() const { return falling_; }
   // The bytes are there. A detached slot that nobody pinned is freed at once.
   void Land(SlotIndex slot);
   // The fill failed: the slot is detached and freed, or kept as kFailed for those who wait on it.
@@ -95,11 +101,17 @@ class SlotTable {
     uint32_t pins = 0;
     CopyState state = CopyState::kEmpty;
     bool tracked = false;
-    bool lent = false;
+    uint32_t leases = 0;
+    bool lent = false;  // has leases, or had some and is still being filled
     Fill fill;
   };
   Slot& At(SlotIndex slot) { return slots_[static_cast<size_t>(slot)]; }
   const Slot& At(SlotIndex slot) const { return slots_[static_cast<size_t>(slot)]; }
+  static bool Falling(const Slot& slot) {
+    return slot.entry == kNoEntry && slot.state != CopyState::kEmpty && slot.leases == 0;
+  }
+  void Recount(const Slot& slot, bool was_falling);
+  void EndLoan(Slot& slot);
   void Free(SlotIndex slot);
 
   const size_t pages_per_slot_;
@@ -109,6 +121,7 @@ class SlotTable {
   std::vector<PageChecksum> checksums_;  // [slots, pages_per_slot]
   size_t pinned_ = 0;
   size_t lent_ = 0;
+  size_t falling_ = 0;
 };
 
 }  // namespace terrace

@@ -113,7 +113,8 @@ class TierManager {
   // Writes every block that was put before it and is not on NVMe yet, and syncs the device. After
   // OK all owned blocks are there, and all cached ones that have not been evicted since. Errors:
   // kFailedPrecondition without an NVMe tier; kResourceExhausted when owned blocks leave no room
-  // there; the write error once the tier has stopped taking writes.
+  // there; the write or sync error once the tier has stopped taking writes; that of the copy engine
+  // when a block could not leave HBM.
   absl::Status Flush() ABSL_LOCKS_EXCLUDED(mu_, flush_mu_);
 
   // The fastest tier that holds the block; nullopt when none does. Not a use of the block.
@@ -146,7 +147,8 @@ class TierManager {
     std::optional<Place> bounce;  // where the bytes arrive, if not in the target
     absl::Span<const PageChecksum> checksums;
     bool prefetch = false;
-    bool verified = false;  // the bytes are right, and in HBM where that is the target
+    bool verified = false;   // the bytes are right
+    bool in_target = false;  // and arrived in HBM where that is the target
   };
   // The write of one group.
   struct GroupWrite {
@@ -227,6 +229,7 @@ class TierManager {
   std::vector<size_t> arrived_flights_ ABSL_GUARDED_BY(mu_);
   std::vector<GroupWrite> group_writes_ ABSL_GUARDED_BY(mu_);
   absl::Status nvme_error_ ABSL_GUARDED_BY(mu_);
+  absl::Status copy_error_ ABSL_GUARDED_BY(mu_);  // of the last batch that failed; Flush clears it
   uint64_t hbm_copied_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   size_t prefetch_flights_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t landings_ ABSL_GUARDED_BY(mu_) = 0;  // grows whenever a transfer ends

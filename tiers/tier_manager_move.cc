@@ -51,6 +51,7 @@ void TierManager::CollectReads(std::vector<IoRequest*>& demand, std::vector<IoRe
     flight.checksums = placement_->nvme()->checksums(fill.page, fill.page_count);
     flight.prefetch = fill.prefetch;
     flight.verified = false;
+    flight.in_target = false;
     flight.vector = {
         memory_->Address(flight.bounce.value_or(*place)) + size_t{fill.first_page} * kPageBytes,
         size_t{fill.page_count} * kPageBytes};
@@ -127,11 +128,11 @@ bool TierManager::FinishArrived() {
   for (size_t index : taken) {
     Flight& flight = flights_[index];
     if (flight.bounce) placement_->ReturnBounce(*flight.bounce);
-    if (flight.verified) {
+    if (flight.in_target) {
       if (flight.bounce) hbm_copied_bytes_ += flight.vector.iov_len;
       placement_->FillLanded(flight.target);
     } else {
-      placement_->FillFailed(flight.target, /*source_lost=*/true);
+      placement_->FillFailed(flight.target, /*source_lost=*/!flight.verified);
     }
     if (flight.prefetch) --prefetch_flights_;
     flight.prefetch = false;
@@ -147,6 +148,7 @@ void TierManager::VerifyAndCopyUp(absl::Span<Flight* const> flights) {
                                             flight->vector.iov_len);
     flight->verified = flight->request.error == 0 &&
                        FirstCorruptPage(bytes, flight->checksums) == flight->checksums.size();
+    flight->in_target = flight->verified;
     if (!flight->verified || !flight->bounce) continue;
     copies.push_back({.source = bytes.data(),
                       .destination = memory_->Address(flight->target),
@@ -155,13 +157,14 @@ void TierManager::VerifyAndCopyUp(absl::Span<Flight* const> flights) {
   }
   if (copies.empty() || memory_->CopyAndWait(copies).ok()) return;
   for (Flight* flight : flights) {
-    if (flight->bounce) flight->verified = false;
+    if (flight->bounce) flight->in_target = false;
   }
 }
 
 bool TierManager::RunCopies() {
   absl::InlinedVector<Place, kWorkBatch> places;
   absl::InlinedVector<Copy, kWorkBatch> copies;
+  const size_t queued = placement_->queued_copies();
   while (places.size() < kWorkBatch) {
     const std::optional<Place> place = placement_->NextCopy();
     if (!place) break;
@@ -173,12 +176,14 @@ bool TierManager::RunCopies() {
                       .direction = place->pool == Pool::kHbm ? CopyDirection::kHostToDevice
                                                              : CopyDirection::kDeviceToHost});
   }
-  if (places.empty()) return false;
+  // A copy whose source was lost has failed, which others may wait for.
+  if (places.empty()) return placement_->queued_copies() < queued;
   mu_.Unlock();
-  const bool copied = memory_->CopyAndWait(copies).ok();
+  const absl::Status copied = memory_->CopyAndWait(copies);
   mu_.Lock();
+  if (!copied.ok()) copy_error_ = copied;
   for (const Place& place : places) {
-    if (copied) {
+    if (copied.ok()) {
       hbm_copied_bytes_ += options_.block_bytes;
       placement_->FillLanded(place);
     } else {
@@ -210,7 +215,7 @@ void TierManager::RaisePrefetches(absl::Span<const FetchItem> items) {
 }
 
 void TierManager::NudgeMover() {
-  if (waiters_ == 0 && (!arrived_flights_.empty() || placement_->has_copies())) {
+  if (waiters_ == 0 && (!arrived_flights_.empty() || placement_->queued_copies() > 0)) {
     mover_wakeup_.Signal();
   }
 }
@@ -239,6 +244,9 @@ void TierManager::OnCompletions(absl::Span<IoRequest* const> done) {
     }
   }
   ++landings_;
+  // Reads may have waited for the staging slots that a write gave back. The destructor, which lets
+  // go of the scheduler, wants no more of them.
+  if (!stopping_) StartTransfers();
   progress_.SignalAll();
   NudgeMover();
 }

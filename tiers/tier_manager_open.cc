@@ -45,8 +45,13 @@ PlacementOptions MakePlacementOptions(const TierManagerOptions& options) {
   return placement;
 }
 
+bool AllZero(absl::Span<const std::byte> bytes) {
+  return std::all_of(bytes.begin(), bytes.end(),
+                     [](std::byte byte) { return byte == std::byte{}; });
+}
+
 // Superblock of an existing tier file, read without changing anything; nullopt when the file does
-// not exist or is empty.
+// not exist, is empty, or was being made when its process died.
 absl::StatusOr<std::optional<Superblock>> InspectTierFile(const std::string& path) {
   struct stat info = {};
   if (stat(path.c_str(), &info) != 0) {
@@ -64,6 +69,7 @@ absl::StatusOr<std::optional<Superblock>> InspectTierFile(const std::string& pat
   absl::StatusOr<AlignedBuffer> page = AlignedBuffer::Create(kPageBytes);
   if (!page.ok()) return page.status();
   absl::Status problem;
+  bool blank = true;
   for (uint32_t copy = 0; copy < kSuperblockPages; ++copy) {
     const iovec vector = {page->data(), kPageBytes};
     IoRequest request;
@@ -71,12 +77,15 @@ absl::StatusOr<std::optional<Superblock>> InspectTierFile(const std::string& pat
     request.buffers = absl::MakeConstSpan(&vector, 1);
     IoRequest* batch[] = {&request};
     problem = RunBatch(**device, batch);
+    blank = blank && problem.ok();
     if (!problem.ok()) continue;
+    blank = blank && AllZero(page->span());
     const absl::StatusOr<Superblock> superblock = DecodeSuperblock(page->span());
     if (superblock.ok()) return *superblock;
     problem = superblock.status();
     if (absl::IsInvalidArgument(problem)) break;  // another version: do not guess
   }
+  if (blank) return std::nullopt;
   return absl::InvalidArgumentError(absl::StrCat(
       path,
       " is not a tier file that this build can use, and was left as it is: ", problem.message()));
@@ -268,6 +277,7 @@ absl::Status TierManager::Flush() {
   absl::MutexLock one_flush(&flush_mu_);
   {
     absl::MutexLock lock(&mu_);
+    copy_error_ = absl::OkStatus();
     Placement::FlushCursor cursor = placement_->BeginFlush();
     for (int idle_rounds = 0;;) {
       const uint64_t seen = landings_;
@@ -290,8 +300,15 @@ absl::Status TierManager::Flush() {
     --waiters_;
     NudgeMover();
     if (!nvme_error_.ok()) return nvme_error_;
+    if (!copy_error_.ok()) return copy_error_;
   }
-  return Sync();
+  const absl::Status synced = Sync();
+  if (synced.ok()) return synced;
+  // The kernel and the disk may forget a write whose sync failed, and report success ever after.
+  absl::MutexLock lock(&mu_);
+  placement_->StopNvmeWrites();
+  nvme_error_.Update(synced);
+  return synced;
 }
 
 }  // namespace terrace

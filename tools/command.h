@@ -20,6 +20,7 @@ enum class ExitCode : int {
 // A check for every option with an unsigned target: CLI11 reads both "-1" and 2^64 as 2^64 - 1.
 // Returns what is wrong, to which CLI11 adds the option's name, or nothing.
 inline std::string CheckUnsigned(const std::string& text) {
+  if (text.empty()) return "is empty, expected a number";
   if (text.starts_with('-')) return "is " + text + ", expected no negative number";
   errno = 0;
   std::strtoull(text.c_str(), nullptr, 0);

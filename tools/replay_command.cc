@@ -103,8 +103,9 @@ absl::StatusOr<double> ParsePace(const std::string& text) {
   if (text == "asap") return 0.0;
   if (text == "trace") return 1.0;
   double factor = 0;
-  if (text.size() > 1 && text[0] == 'x' && absl::SimpleAtod(text.substr(1), &factor) &&
-      factor >= 1e-3 && factor <= 1e6) {
+  // SimpleAtod also takes blanks and signs.
+  const bool plain = text.starts_with('x') && text.find_first_not_of("0123456789.", 1) == text.npos;
+  if (plain && absl::SimpleAtod(text.substr(1), &factor) && factor >= 1e-3 && factor <= 1e6) {
     return factor;
   }
   return absl::InvalidArgumentError(
@@ -177,7 +178,10 @@ class JsonFile {
 
   absl::Status Write(const nlohmann::ordered_json& json) {
     if (file_ == nullptr) return absl::OkStatus();
-    const std::string text = json.dump(2) + "\n";
+    // Paths in messages need not be UTF-8, which JSON must be.
+    const std::string text = json.dump(2, ' ', /*ensure_ascii=*/false,
+                                       nlohmann::ordered_json::error_handler_t::replace) +
+                             "\n";
     const bool written = std::fwrite(text.data(), 1, text.size(), file_) == text.size();
     const bool closed = std::fclose(file_) == 0;
     file_ = nullptr;
