@@ -129,12 +129,12 @@ absl::StatusOr<Superblock> DecodeSuperblock(absl::Span<const std::byte> page) {
   if (bytes.magic != kSuperblockMagic) {
     return absl::NotFoundError("no Terrace superblock (wrong magic number)");
   }
+  if (bytes.checksum != ChecksumAfterField(page)) {
+    return absl::DataLossError("superblock checksum is wrong");
+  }
   if (bytes.version != kNvmeFormatVersion) {
     return absl::InvalidArgumentError(
         absl::StrCat("format version ", bytes.version, ", this build reads ", kNvmeFormatVersion));
-  }
-  if (bytes.checksum != ChecksumAfterField(page)) {
-    return absl::DataLossError("superblock checksum is wrong");
   }
   if (bytes.block_bytes == 0 || bytes.block_bytes % kPageBytes != 0 ||
       bytes.page_bytes != kPageBytes || bytes.block_bytes / kPageBytes > UINT32_MAX) {

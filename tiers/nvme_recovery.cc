@@ -60,6 +60,7 @@ class Recovery {
       last_generation = std::max(last_generation, walk.last_generation);
     }
     nvme_.RestoreGeneration(last_generation + kHiddenGenerations);
+    nvme_.ReopenNewest();
   }
 
  private:
@@ -84,9 +85,16 @@ class Recovery {
       batch.push_back(&requests[i]);
     }
     const absl::Status status = run(batch);
-    if (!status.ok()) return status;
+    const bool all_tried = std::all_of(
+        requests.begin(), requests.end(),
+        [&](const IoRequest& read) { return read.error != 0 || read.transferred == header_bytes; });
+    if (!all_tried) return status;
     for (size_t i = 0; i < reading.size(); ++i) {
-      TakeGroup(*reading[i], headers.subspan(i * header_bytes, header_bytes));
+      if (requests[i].error != 0) {
+        reading[i]->ended = true;  // what lies behind an unreadable header is lost, and a miss
+      } else {
+        TakeGroup(*reading[i], headers.subspan(i * header_bytes, header_bytes));
+      }
     }
     return true;
   }

@@ -137,6 +137,13 @@ void NvmeTier::RestoreSealed(SegmentIndex index, uint32_t used_pages) {
   sealed_.push_back(index);
 }
 
+void NvmeTier::ReopenNewest() {
+  if (sealed_.empty()) return;
+  open_ = sealed_.back();
+  sealed_.pop_back();
+  segments_[static_cast<size_t>(*open_)].state = State::kOpen;
+}
+
 size_t NvmeTier::memory_bytes() const {
   return segments_.capacity() * sizeof(Segment) + entries_.capacity() * sizeof(EntryIndex) +
          checksums_.capacity() * sizeof(PageChecksum);

@@ -78,6 +78,8 @@ class NvmeTier {
     return SegmentIndex{(static_cast<uint32_t>(page) - kSuperblockPages) / geometry_.segment_pages};
   }
   void RestoreSealed(SegmentIndex segment, uint32_t used_pages);
+  // The newest segment goes on where it ended. Last of all.
+  void ReopenNewest();
   void RestoreGeneration(uint64_t last) { next_generation_ = last + 1; }
 
   // Bytes of the file that hold data or headers, now and at most so far.

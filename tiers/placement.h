@@ -224,6 +224,8 @@ class Placement {
   bool EvictSegment();
   void VoidGroupBlock(EntryIndex entry);
   Room SelectAhead();
+  bool WorthWritingAhead(EntryIndex entry) const;
+  void ChooseAhead();
   bool Dirty(const BlockEntry& entry) const { return entry.nvme == CopyState::kEmpty; }
   Room SelectForFlush(EntryIndex entry);
 
@@ -247,7 +249,7 @@ class Placement {
   uint64_t last_generation_ = 0;
   size_t reserved_since_select_ = 0;
   std::vector<EntryIndex> doomed_;    // scratch of EvictSegment
-  std::vector<SlotIndex> selected_;   // scratch of SelectAhead
+  std::vector<SlotIndex> selected_;   // still to be written ahead, the coldest last
   std::vector<EntryIndex> flushing_;  // dirty at BeginFlush, by entry
 
   // Owned blocks that were found unmovable and taken out of the eviction order, coldest first.

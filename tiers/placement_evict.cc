@@ -95,9 +95,16 @@ Room Placement::EvictFromHbm(SlotIndex slot) {
     }
   }
   // Without DRAM, or with nothing there that may go (be it for leases alone), straight to NVMe.
-  if (block.nvme != CopyState::kEmpty) {
+  const bool owned = block.retention == Retention::kOwned;
+  if (block.nvme == CopyState::kResident || (block.nvme == CopyState::kFilling && !owned)) {
     DropCopy(entry, Pool::kHbm);
     return Room::kOk;
+  }
+  // A write can fail, so an owned block stays in HBM until it has succeeded.
+  if (block.nvme == CopyState::kFilling) return NoRoom();
+  if (nvme_accepts_ && owned) {
+    const Room room = SelectForFlush(entry);
+    return room == Room::kOk ? Room::kWait : room;
   }
   if (nvme_accepts_) {
     const bool has_slot = table(Pool::kTransit).free_count() > 0;
@@ -108,7 +115,7 @@ Room Placement::EvictFromHbm(SlotIndex slot) {
       return Room::kOk;
     }
   }
-  if (block.retention == Retention::kOwned) return Room::kFull;
+  if (owned) return Room::kFull;
   EvictBlock(entry);
   return Room::kOk;
 }

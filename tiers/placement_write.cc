@@ -197,28 +197,40 @@ bool Placement::WrittenUpTo(uint64_t generation) const {
 // worth of slots was taken. When all groups are in flight the caller waits: this is what slows it
 // down to the disk's speed, and it keeps the log independent of that speed.
 Room Placement::SelectAhead() {
-  if (!nvme_accepts_ || reserved_since_select_ < nvme_->geometry().group_blocks) return Room::kOk;
-  SlotTable& dram = table(Pool::kDram);
+  if (!nvme_accepts_) return Room::kOk;
+  if (selected_.empty() && reserved_since_select_ >= nvme_->geometry().group_blocks) ChooseAhead();
+  // Each is tried once, over all calls that have to wait: where NVMe has room for few, writing one
+  // makes another dirty again, and choosing anew would never end.
+  while (!selected_.empty()) {
+    const SlotIndex slot = selected_.back();
+    const EntryIndex entry = table(Pool::kDram).entry(slot);
+    if (entry != kNoEntry && WorthWritingAhead(entry)) {
+      const Room room = AddToGroup(entry, {Pool::kDram, slot});
+      if (room == Room::kWait) return room;
+    }
+    selected_.pop_back();
+  }
+  return Room::kOk;
+}
+
+bool Placement::WorthWritingAhead(EntryIndex entry) const {
+  const BlockEntry& block = directory_[entry];
+  return Dirty(block) && block.slot(Pool::kHbm) == kNoSlot;
+}
+
+void Placement::ChooseAhead() {
+  const SlotTable& dram = table(Pool::kDram);
   const size_t group_blocks = nvme_->geometry().group_blocks;
   const size_t ahead = std::min(dram.size() / kAheadShare, kAheadGroups * group_blocks);
   const size_t used = dram.size() - dram.free_count() - dram.falling_count();
   size_t to_visit = used + ahead - std::min(used + ahead, dram.size());
-  selected_.clear();
   dram.policy().VisitColdest([&](SlotIndex slot) {
     if (to_visit-- == 0) return false;
-    const BlockEntry& block = directory_[dram.entry(slot)];
-    const SlotIndex hbm_slot = block.slot(Pool::kHbm);
-    const bool doubled = hbm_slot != kNoSlot;
-    if (Dirty(block) && !doubled) selected_.push_back(slot);
+    if (WorthWritingAhead(dram.entry(slot))) selected_.push_back(slot);
     return true;
   });
-  for (SlotIndex slot : selected_) {
-    const Room room = AddToGroup(dram.entry(slot), {Pool::kDram, slot});
-    if (room == Room::kWait) return room;
-    if (room == Room::kFull) break;
-  }
+  std::reverse(selected_.begin(), selected_.end());
   reserved_since_select_ = 0;
-  return Room::kOk;
 }
 
 // Blocks are flushed in the order of their entries, which follows from the order of calls. That of

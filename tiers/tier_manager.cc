@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "io/check.h"
 
 namespace terrace {
@@ -92,7 +93,7 @@ absl::Status TierManager::PutOne(const BlockWrite& block) {
   absl::Span<PageChecksum> checksums;
   {
     absl::MutexLock lock(&mu_);
-    for (int idle_rounds = 0;;) {
+    for (int idle_rounds = 0, rounds = 0;; ++rounds) {
       const uint64_t seen = landings_;
       const Placement::PutReservation reservation =
           placement_->ReservePut(block.id, block.retention);
@@ -101,7 +102,7 @@ absl::Status TierManager::PutOne(const BlockWrite& block) {
       if (reservation.outcome == Placement::PutOutcome::kAlreadyHere) return absl::OkStatus();
       const bool wait = reservation.outcome == Placement::PutOutcome::kWait;
       idle_rounds = wait && AwaitProgress(seen) ? 0 : idle_rounds + 1;
-      if (!wait || idle_rounds > kMaxIdleRounds) {
+      if (!wait || idle_rounds > kMaxIdleRounds || rounds > kMaxRounds) {
         return NoRoomError("put", 1, placement_->put_pool());
       }
     }
@@ -189,13 +190,16 @@ absl::StatusOr<Lease> TierManager::Fetch(absl::Span<const BlockRead> reads,
   if (!items.ok()) return items.status();
   {
     absl::MutexLock lock(&mu_);
-    for (int idle_rounds = 0;;) {
+    for (int idle_rounds = 0, rounds = 0;; ++rounds) {
       const uint64_t seen = landings_;
       const Room room = placement_->ReserveFetch(absl::MakeSpan(*items), *target);
       if (room == Room::kOk) break;
       const bool wait = room == Room::kWait;
-      idle_rounds = wait && AwaitProgress(seen) ? 0 : idle_rounds + 1;
-      if (!wait || idle_rounds > kMaxIdleRounds) {
+      idle_rounds = wait && AwaitProgress(seen, options.deadline) ? 0 : idle_rounds + 1;
+      if (wait && absl::Now() >= options.deadline) {
+        return absl::DeadlineExceededError("fetch: the room it needs is still being written back");
+      }
+      if (!wait || idle_rounds > kMaxIdleRounds || rounds > kMaxRounds) {
         return NoRoomError("fetch", reads.size(), *target);
       }
     }
@@ -227,8 +231,10 @@ Lease TierManager::WaitFor(std::vector<FetchItem> items, absl::Time deadline) {
     for (size_t landed = 0; landed < items.size();) {
       if (AllLanded(absl::MakeConstSpan(&items[landed], 1))) {
         ++landed;
-      } else if (!DoSomeWork() && progress_.WaitWithDeadline(&mu_, deadline)) {
+      } else if (absl::Now() >= deadline) {
         break;
+      } else if (!DoSomeWork()) {
+        progress_.WaitWithDeadline(&mu_, deadline);
       }
     }
     --waiters_;

@@ -55,8 +55,8 @@ struct FetchOptions {
 //     are verified on every read from NVMe.
 //   - Put places a block in DRAM (in HBM without a DRAM tier). Fetch promotes. HBM evicts to DRAM,
 //     DRAM to NVMe, in the background and sequentially; NVMe evicts its oldest segment. Blocks
-//     leave a tier least recently used first. What ends up where depends on the order of the calls
-//     alone, not on the speed of the disk.
+//     leave a tier least recently used first. With Put and Fetch alone, what ends up where depends
+//     on the order of the calls alone, not on the speed of the disk.
 //   - Capacities are hard. A call that cannot have the room it needs fails with kResourceExhausted,
 //     naming needed and available; it may first wait for writes in flight, never for a lease.
 //   - A failing disk never fails the caller: unreadable blocks are misses (counted), and after a
@@ -135,6 +135,8 @@ class TierManager {
   // decided (a segment evicted, a copy dropped) is progress too. More than a few in a row is a full
   // tier.
   static constexpr int kMaxIdleRounds = 3;
+  // And waiting ends: transfers of others may go on for ever without making room here.
+  static constexpr int kMaxRounds = 10000;
 
   friend class Lease;
   friend class Ticket;
@@ -172,7 +174,9 @@ class TierManager {
               std::unique_ptr<SlotMemory> memory);
 
   // tier_manager_open.cc
-  void AttachDevice(std::unique_ptr<BlockDevice> device) ABSL_LOCKS_EXCLUDED(mu_);
+  static absl::StatusOr<std::unique_ptr<TierManager>> OpenTiers(const TierManagerOptions& options,
+                                                                Parts parts);
+  absl::Status AttachDevice(std::unique_ptr<BlockDevice> device) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status WriteSuperblocks(const Superblock& superblock);
   absl::Status Recover() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Sync() ABSL_LOCKS_EXCLUDED(mu_);
@@ -205,7 +209,8 @@ class TierManager {
   bool RunCopies() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Works or sleeps until something landed since landings_ was `seen`, which may have made room.
   // False when nothing is in flight that could.
-  bool AwaitProgress(uint64_t seen) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool AwaitProgress(uint64_t seen, absl::Time deadline = absl::InfiniteFuture())
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void RaisePrefetches(absl::Span<const FetchItem> items) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void NudgeMover() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void OnCompletions(absl::Span<IoRequest* const> done) ABSL_LOCKS_EXCLUDED(mu_);

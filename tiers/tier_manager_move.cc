@@ -117,11 +117,12 @@ bool TierManager::FinishArrived() {
   if (arrived_flights_.empty()) return false;
   absl::InlinedVector<size_t, kWorkBatch> taken;
   absl::InlinedVector<Flight*, kWorkBatch> flights;
-  while (!arrived_flights_.empty() && taken.size() < kWorkBatch) {
-    taken.push_back(arrived_flights_.back());
-    flights.push_back(&flights_[taken.back()]);
-    arrived_flights_.pop_back();
+  const size_t count = std::min(arrived_flights_.size(), kWorkBatch);
+  for (size_t i = 0; i < count; ++i) {
+    taken.push_back(arrived_flights_[i]);
+    flights.push_back(&flights_[arrived_flights_[i]]);
   }
+  arrived_flights_.erase(arrived_flights_.begin(), arrived_flights_.begin() + count);
   mu_.Unlock();
   VerifyAndCopyUp(flights);
   mu_.Lock();
@@ -193,12 +194,12 @@ bool TierManager::RunCopies() {
   return true;
 }
 
-bool TierManager::AwaitProgress(uint64_t seen) {
+bool TierManager::AwaitProgress(uint64_t seen, absl::Time deadline) {
   StartTransfers();
   if (landings_ != seen || DoSomeWork()) return true;
   if (!placement_->transfers_in_flight()) return false;
   ++waiters_;
-  progress_.Wait(&mu_);
+  progress_.WaitWithDeadline(&mu_, deadline);
   --waiters_;
   NudgeMover();
   return true;
@@ -215,7 +216,10 @@ void TierManager::RaisePrefetches(absl::Span<const FetchItem> items) {
 }
 
 void TierManager::NudgeMover() {
-  if (waiters_ == 0 && (!arrived_flights_.empty() || placement_->queued_copies() > 0)) {
+  if (arrived_flights_.empty() && placement_->queued_copies() == 0) return;
+  if (waiters_ > 0) {
+    progress_.SignalAll();
+  } else {
     mover_wakeup_.Signal();
   }
 }

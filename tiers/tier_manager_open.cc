@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <new>
 #include <random>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -68,7 +70,7 @@ absl::StatusOr<std::optional<Superblock>> InspectTierFile(const std::string& pat
   if (!device.ok()) return device.status();
   absl::StatusOr<AlignedBuffer> page = AlignedBuffer::Create(kPageBytes);
   if (!page.ok()) return page.status();
-  absl::Status problem;
+  absl::Status problem;  // the first
   bool blank = true;
   for (uint32_t copy = 0; copy < kSuperblockPages; ++copy) {
     const iovec vector = {page->data(), kPageBytes};
@@ -76,14 +78,14 @@ absl::StatusOr<std::optional<Superblock>> InspectTierFile(const std::string& pat
     request.offset = copy * kPageBytes;
     request.buffers = absl::MakeConstSpan(&vector, 1);
     IoRequest* batch[] = {&request};
-    problem = RunBatch(**device, batch);
-    blank = blank && problem.ok();
-    if (!problem.ok()) continue;
-    blank = blank && AllZero(page->span());
+    const absl::Status read = RunBatch(**device, batch);
+    blank = blank && read.ok() && AllZero(page->span());
+    problem.Update(read);
+    if (!read.ok()) continue;
     const absl::StatusOr<Superblock> superblock = DecodeSuperblock(page->span());
     if (superblock.ok()) return *superblock;
-    problem = superblock.status();
-    if (absl::IsInvalidArgument(problem)) break;  // another version: do not guess
+    problem.Update(superblock.status());
+    if (absl::IsInvalidArgument(superblock.status())) break;  // another version: do not guess
   }
   if (blank) return std::nullopt;
   return absl::InvalidArgumentError(absl::StrCat(
@@ -153,6 +155,18 @@ absl::StatusOr<OpenedTier> OpenTierFile(const TierManagerOptions& options,
 
 absl::StatusOr<std::unique_ptr<TierManager>> TierManager::Open(const TierManagerOptions& options,
                                                                Parts parts) {
+  // Containers sized by the options, and threads: nothing later allocates as much or starts one.
+  try {
+    return OpenTiers(options, std::move(parts));
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError("not enough memory for the directory of these tiers");
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(absl::StrCat("cannot start a thread: ", error.what()));
+  }
+}
+
+absl::StatusOr<std::unique_ptr<TierManager>> TierManager::OpenTiers(
+    const TierManagerOptions& options, Parts parts) {
   absl::Status status = options.Validate();
   if (!status.ok()) return status;
   PlacementOptions placement_options = MakePlacementOptions(options);
@@ -177,7 +191,8 @@ absl::StatusOr<std::unique_ptr<TierManager>> TierManager::Open(const TierManager
   std::unique_ptr<TierManager> manager(
       new TierManager(options, *std::move(placement), *std::move(memory)));
   if (tier.device != nullptr) {
-    manager->AttachDevice(std::move(tier.device));
+    status = manager->AttachDevice(std::move(tier.device));
+    if (!status.ok()) return status;
     status = tier.found ? manager->Recover()
                         : manager->WriteSuperblocks({.geometry = *placement_options.nvme,
                                                      .block_bytes = options.block_bytes,
@@ -189,7 +204,7 @@ absl::StatusOr<std::unique_ptr<TierManager>> TierManager::Open(const TierManager
   return manager;
 }
 
-void TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
+absl::Status TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
   device_ = device.get();
   device_info_ = device->info();
   flight_contexts_.resize(kFlights);
@@ -198,7 +213,10 @@ void TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
     absl::MutexLock lock(&mu_);
     const NvmeGeometry& geometry = placement_->nvme()->geometry();
     const size_t header_bytes = size_t{geometry.header_pages} * kPageBytes;
-    headers_ = *AlignedBuffer::Create(Placement::kWriteGroups * header_bytes);
+    absl::StatusOr<AlignedBuffer> headers =
+        AlignedBuffer::Create(Placement::kWriteGroups * header_bytes);
+    if (!headers.ok()) return headers.status();
+    headers_ = *std::move(headers);
     flights_.resize(kFlights);
     for (size_t i = 0; i < kFlights; ++i) {
       flight_contexts_[i] = {.kind = Context::Kind::kFlight, .index = i};
@@ -215,11 +233,14 @@ void TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
     }
   }
   IoSchedulerOptions options;
-  options.class_depth[static_cast<size_t>(IoClass::kDemand)] = options_.io_depth;
+  // Some depth is left to write-back however many reads there are: reads may wait for its room.
+  const size_t kept = std::min<size_t>(8, options_.io_depth / 4);
+  options.class_depth[static_cast<size_t>(IoClass::kDemand)] = options_.io_depth - kept;
   options.queue_capacity = kFlights + Placement::kWriteGroups + kBlockingRequests;
   scheduler_ = std::make_unique<IoScheduler>(
       std::move(device), options,
       [this](absl::Span<IoRequest* const> done) { OnCompletions(done); });
+  return absl::OkStatus();
 }
 
 absl::Status TierManager::WriteSuperblocks(const Superblock& superblock) {

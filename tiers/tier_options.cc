@@ -34,6 +34,10 @@ absl::Status TierManagerOptions::Validate() const {
     return absl::InvalidArgumentError(
         "hbm_bytes, dram_bytes and nvme_bytes are all 0: at least one tier must hold a block");
   }
+  const absl::Status known_policy = MakeEvictionPolicy(policy, 1).status();
+  if (!known_policy.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("policy: ", known_policy.message()));
+  }
   absl::Status status = CheckTier("hbm_bytes", hbm_bytes, block_bytes);
   if (status.ok()) status = CheckTier("dram_bytes", dram_bytes, block_bytes);
   if (!status.ok() || nvme_bytes == 0) return status;

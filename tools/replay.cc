@@ -50,6 +50,8 @@ Replay::Replay(TierManager& tiers, const Trace& trace, const std::atomic<bool>& 
 absl::Status Replay::Run(const ProgressFunction& progress) {
   absl::Status status;
   if (!options_.export_ops.empty()) status = ops_.Open(options_.export_ops);
+  // A path that cannot be written is better known before the work is done.
+  if (status.ok() && !options_.flush_log.empty()) status = AppendToLog(options_.flush_log, "");
   if (!status.ok()) return status;
   const absl::Time start = absl::Now();
   status = RunRequests(progress, start);

@@ -155,6 +155,9 @@ TEST(Superblock, TellsForeignFilesOtherVersionsAndDamageApart) {
   page = Encoded(SomeSuperblock());
   const uint32_t version = kNvmeFormatVersion + 1;
   std::memcpy(page.data() + 16, &version, sizeof(version));
+  EXPECT_EQ(DecodeSuperblock(page).status().code(), absl::StatusCode::kDataLoss);
+  const uint64_t checksum = Checksum64(absl::MakeConstSpan(page).subspan(sizeof(uint64_t)));
+  std::memcpy(page.data(), &checksum, sizeof(checksum));
   const absl::Status status = DecodeSuperblock(page).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(absl::StrContains(status.message(), "format version 2")) << status;

@@ -104,6 +104,21 @@ INSTANTIATE_TEST_SUITE_P(
 
 // --- Writes ---
 
+TEST(TierManagerWriteFault, OwnedBlocksStayInHbmUntilTheirWriteSucceeded) {
+  TestTier tier(kBlock, {.hbm_slots = 4, .nvme_bytes = kNvme});
+  tier.device().FailWhen(FailEvery(IoOp::kWrite, ENOSPC));
+  tier.PutMany(1, 4, Retention::kOwned);
+  EXPECT_TRUE(absl::IsResourceExhausted(tier.Put(5, Retention::kOwned)));
+  for (uint64_t number = 1; number <= 4; ++number) EXPECT_TRUE(tier.Serves(number)) << number;
+  EXPECT_EQ(tier.Stats().placement.lost_blocks, 0);
+}
+
+TEST(TierManagerWriteFault, OwnedBlocksLeaveHbmWhenTheirWriteSucceeds) {
+  TestTier tier(kBlock, {.hbm_slots = 4, .nvme_bytes = kNvme});
+  tier.PutMany(1, 12, Retention::kOwned);
+  for (uint64_t number = 1; number <= 12; ++number) EXPECT_TRUE(tier.Serves(number)) << number;
+}
+
 TEST(TierManagerWriteFault, NvmeStopsTakingBlocksAndTheRestGoesOn) {
   TestTier tier(kBlock, {.hbm_slots = 2, .dram_slots = 4, .nvme_bytes = kNvme});
   tier.PutMany(1, 6);

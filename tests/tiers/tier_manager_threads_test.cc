@@ -197,6 +197,25 @@ INSTANTIATE_TEST_SUITE_P(
                  /*faulty_reads=*/true}),
     [](const testing::TestParamInfo<Scenario>& info) { return std::string(info.param.name); });
 
+TEST(TierManagerSharedRoom, ThreadsDoNotUndoEachOthersEvictionsForEver) {
+  // NVMe holds one block besides the owned ones, so writing a block down makes another one dirty.
+  TestTier tier(kBlock, {.dram_slots = 3, .nvme_bytes = TinyNvmeBytes(kBlock, 2)});
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kThreads; ++i) {
+    threads.emplace_back([&, i] {
+      std::mt19937_64 random(i);
+      for (int step = 0; step < 1000; ++step) {
+        const std::vector<uint64_t> numbers = {random() % 6, random() % 6};
+        const absl::StatusOr<Lease> lease = tier.FetchMany(numbers);
+        EXPECT_TRUE(lease.ok() || absl::IsResourceExhausted(lease.status())) << lease.status();
+        const absl::Status put = tier.Put(numbers[0]);
+        EXPECT_TRUE(put.ok() || absl::IsResourceExhausted(put)) << put;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
 // The NVMe tier is large enough that a thread which lags behind still finds its blocks.
 TEST(TierManagerSharedBlock, EachBlockIsPutAndServedToAll) {
   TestTier tier(kBlock, {.hbm_slots = 4, .dram_slots = 4, .nvme_bytes = 8 << 20});
