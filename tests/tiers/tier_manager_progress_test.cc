@@ -71,6 +71,8 @@ TEST(TierManagerProgress, APromotionWhoseSourceIsLostEndsItsFetch) {
   ASSERT_TRUE(to_dram.ok() && to_hbm.ok());
   tier.device().AwaitHeld(1);
   std::thread waiter([&] { EXPECT_EQ(to_hbm->Wait()[0].outcome, BlockOutcome::kLost); });
+  // Long enough for it to sleep, so that nobody else does the work.
+  for (int i = 0; i < 2000; ++i) std::this_thread::yield();
   tier.device().ReleaseAll();
   waiter.join();
   EXPECT_EQ(to_dram->Wait()[0].outcome, BlockOutcome::kLost);
