@@ -185,7 +185,8 @@ TEST_F(FlushTest, LogThatCannotBeWrittenEndsTheReplay) {
     const absl::Status status = rig.replay().Run({});
     EXPECT_FALSE(status.ok());
     EXPECT_THAT(std::string(status.message()), HasSubstr(path));
-    EXPECT_EQ(rig.replay().result().requests, 5);
+    // What cannot even be opened is known before the first request.
+    EXPECT_EQ(rig.replay().result().requests, path == "/dev/full" ? 5 : 0);
   }
 }
 
