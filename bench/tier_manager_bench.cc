@@ -194,8 +194,10 @@ void BM_DeviceRead(benchmark::State& state) {
   auto opened = OpenFileDevice({.path = dir.File(), .size_bytes = kNvmeBytes, .create = true});
   TERRACE_CHECK(opened.ok());
   BlockDevice& device = **opened;
-  auto memory = AlignedBuffer::Create(batch * kBlockBytes);
+  // As large as a DRAM tier, so that it lies in huge pages as that does, and resident.
+  auto memory = AlignedBuffer::Create(uint64_t{64} << 20);
   TERRACE_CHECK(memory.ok());
+  std::memset(memory->data(), 1, memory->size());
   std::vector<iovec> vectors(batch);
   std::vector<IoRequest> requests(batch);
   std::vector<IoRequest*> submitted(batch);
