@@ -69,6 +69,16 @@ std::optional<IoEngine> ParseIoEngine(absl::string_view name) {
   return std::nullopt;
 }
 
+absl::Status BlockDevice::RegisterBuffers(absl::Span<const iovec>) {
+  return absl::UnimplementedError(
+      absl::StrCat(IoEngineName(info().engine), " gains nothing from registered buffers"));
+}
+
+absl::StatusOr<std::unique_ptr<BlockDevice>> BlockDevice::Clone() const {
+  return absl::UnimplementedError(
+      absl::StrCat(IoEngineName(info().engine), " has no second queue on the same storage"));
+}
+
 absl::Status BlockDevice::StatusOf(const IoRequest& request) const {
   if (request.error == 0) return absl::OkStatus();
   const std::string text =

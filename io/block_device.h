@@ -27,6 +27,7 @@ struct DeviceInfo {
   std::string path;
   IoEngine engine = IoEngine::kMemory;
   std::string engine_reason;  // why this engine, as a phrase people can read
+  std::string engine_setup;   // how it was set up: what the kernel granted of its fast paths
   bool direct_io = false;
   std::string direct_reason;  // why direct I/O is used or not
   uint64_t size_bytes = 0;
@@ -60,6 +61,18 @@ class BlockDevice {
   // Makes the current Wait, or else the next one, return early. Thread-safe. Several calls before
   // a Wait count as one.
   virtual void Wake() = 0;
+
+  // Tells the kernel once about memory that many requests will use, so that it need not look up and
+  // pin the pages of each. Requests that leave this memory work as before. Call it before the first
+  // Submit; the memory must outlive the device. kUnimplemented where the engine has no use for it,
+  // kResourceExhausted, with the limit, where the kernel will not lock as much; the device works
+  // without it either way.
+  virtual absl::Status RegisterBuffers(absl::Span<const iovec> buffers);
+
+  // One more device on the same storage, for another thread: it shares the file and the lock of
+  // this one, which must outlive it, but no queue. Unlike this one it may pass from thread to
+  // thread whenever nothing is in flight on it. kUnimplemented where threads gain nothing by it.
+  virtual absl::StatusOr<std::unique_ptr<BlockDevice>> Clone() const;
 
   // Constant after Open, so thread-safe.
   virtual const DeviceInfo& info() const = 0;

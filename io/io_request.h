@@ -93,6 +93,7 @@ class IoRequestQueue {
  public:
   bool empty() const { return head_ == nullptr; }
   size_t size() const { return size_; }
+  IoRequest* front() const { return head_; }  // nullptr when empty
   void PushBack(IoRequest* request);
   IoRequest* PopFront();  // nullptr when empty
   void Remove(IoRequest* request);

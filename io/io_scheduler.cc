@@ -9,11 +9,19 @@
 namespace terrace {
 namespace {
 
-// IoRequest::queue holds the class of a request and, from the moment the I/O thread takes it until
-// its owner has it back, this bit. Its links belong to the device then, so Raise must keep off.
+// IoRequest::queue holds the class of a request, its lane and, from the moment the I/O thread takes
+// it until its owner has it back, a bit that says so. Its links belong to the device then, so Raise
+// must keep off.
 constexpr uint8_t kTaken = 0x80;
+constexpr uint8_t kClassMask = 0x03;
+constexpr uint8_t kLaneMask = 0x0f;
+constexpr int kLaneShift = 2;
 
-size_t ClassOf(const IoRequest& request) { return request.queue & ~kTaken; }
+size_t ClassOf(const IoRequest& request) { return request.queue & kClassMask; }
+size_t LaneOf(const IoRequest& request) { return (request.queue >> kLaneShift) & kLaneMask; }
+uint8_t QueueBits(size_t io_class, size_t lane) {
+  return static_cast<uint8_t>(io_class | (lane << kLaneShift));
+}
 
 }  // namespace
 
@@ -43,9 +51,10 @@ absl::Status IoScheduler::Submit(IoClass io_class, absl::Span<IoRequest* const> 
       return absl::ResourceExhaustedError(
           absl::StrCat("I/O queue full: ", batch.size(), " requests submitted, room for ", room));
     }
+    const size_t lane = queues_[index].NextLane();
     for (IoRequest* request : batch) {
-      request->queue = static_cast<uint8_t>(io_class);
-      queues_[index].PushBack(request);
+      request->queue = QueueBits(index, lane);
+      queues_[index].PushBack(lane, request);
     }
     queued_ += batch.size();
     stats_.submitted[index] += batch.size();
@@ -61,9 +70,10 @@ void IoScheduler::Raise(IoRequest* request, IoClass io_class) {
   {
     absl::MutexLock lock(&mu_);
     if ((request->queue & kTaken) != 0 || ClassOf(*request) <= index) return;
-    queues_[ClassOf(*request)].Remove(request);
-    request->queue = static_cast<uint8_t>(io_class);
-    queues_[index].PushBack(request);
+    queues_[ClassOf(*request)].Remove(LaneOf(*request), request);
+    const size_t lane = queues_[index].NextLane();
+    request->queue = QueueBits(index, lane);
+    queues_[index].PushBack(lane, request);
     wake = ClaimWake(index);
   }
   if (wake) device_->Wake();
@@ -105,36 +115,77 @@ void IoScheduler::Run() {
 
 void IoScheduler::TakeRunnable(std::vector<IoRequest*>& batch) {
   batch.clear();
-  for (size_t index = 0; index < kIoClassCount; ++index) {
-    while (!queues_[index].empty() && HasRoom(index)) {
-      IoRequest* const request = queues_[index].PopFront();
-      request->queue |= kTaken;
-      ++in_device_[index];
-      ++total_in_device_;
-      --queued_;
-      batch.push_back(request);
-    }
+  while (const std::optional<size_t> index = NextClass()) {
+    IoRequest* const request = queues_[*index].PopFront();
+    request->queue |= kTaken;
+    ++in_device_[*index].requests;
+    in_device_[*index].bytes += request->length();
+    ++total_in_device_;
+    --queued_;
+    batch.push_back(request);
   }
+}
+
+std::optional<size_t> IoScheduler::NextClass() {
+  std::optional<size_t> next;
+  for (size_t index = 0; index < kIoClassCount; ++index) {
+    if (!MayRun(index)) continue;
+    if (!next || overtaken_[index] >= options_.patience) next = index;
+  }
+  if (!next) return next;
+  overtaken_[*next] = 0;
+  for (size_t index = *next + 1; index < kIoClassCount; ++index) {
+    const bool waits = !queues_[index].empty() && in_device_[index].requests == 0;
+    overtaken_[index] = waits ? overtaken_[index] + 1 : 0;
+  }
+  return next;
+}
+
+bool IoScheduler::MayRun(size_t io_class) {
+  if (queues_[io_class].empty() || total_in_device_ >= device_->info().depth) return false;
+  const InDevice& inside = in_device_[io_class];
+  if (inside.requests == 0) return true;
+  if (inside.requests >= options_.class_depth[io_class]) return false;
+  const uint64_t limit = options_.class_bytes[io_class];
+  return inside.bytes <= limit && queues_[io_class].Front()->length() <= limit - inside.bytes;
 }
 
 void IoScheduler::CountDone(absl::Span<IoRequest* const> done) {
   for (const IoRequest* request : done) {
     TERRACE_CHECK((request->queue & kTaken) != 0);
-    --in_device_[ClassOf(*request)];
+    InDevice& inside = in_device_[ClassOf(*request)];
+    --inside.requests;
+    inside.bytes -= request->length();
     --total_in_device_;
     if (request->op == IoOp::kRead) stats_.read_bytes += request->transferred;
     if (request->op == IoOp::kWrite) stats_.written_bytes += request->transferred;
   }
 }
 
-bool IoScheduler::HasRoom(size_t io_class) const {
-  return in_device_[io_class] < options_.class_depth[io_class] &&
-         total_in_device_ < device_->info().depth;
-}
-
 bool IoScheduler::ClaimWake(size_t io_class) {
   // Without room, the completion that makes some will wake the I/O thread.
-  return HasRoom(io_class) && std::exchange(waiting_, false);
+  return MayRun(io_class) && std::exchange(waiting_, false);
+}
+
+void IoScheduler::ClassQueue::PushBack(size_t lane, IoRequest* request) {
+  lanes_[lane].PushBack(request);
+  ++size_;
+}
+
+void IoScheduler::ClassQueue::Remove(size_t lane, IoRequest* request) {
+  lanes_[lane].Remove(request);
+  --size_;
+}
+
+IoRequest* IoScheduler::ClassQueue::Front() {
+  while (lanes_[turn_ % kLanes].empty()) ++turn_;
+  return lanes_[turn_ % kLanes].front();
+}
+
+IoRequest* IoScheduler::ClassQueue::PopFront() {
+  Front();  // takes the turn to a lane where one waits
+  --size_;
+  return lanes_[turn_++ % kLanes].PopFront();
 }
 
 }  // namespace terrace

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -31,6 +32,14 @@ struct IoSchedulerOptions {
   // the device; the caps of the others leave it room among their floods. All classes together never
   // exceed the depth of the device, so that nothing urgent queues inside it behind the rest.
   std::array<size_t, kIoClassCount> class_depth = {64, 32, 8};
+  // Bytes of each class inside the device at once. A larger request goes when it is alone there. A
+  // disk serves a read behind all bytes of the writes that it took before, so it is bytes and not
+  // requests that demand waits for.
+  std::array<uint64_t, kIoClassCount> class_bytes = {UINT64_MAX, uint64_t{16} << 20,
+                                                     uint64_t{2} << 20};
+  // A class with nothing inside the device comes first after this many requests of more urgent
+  // classes went before its own: whatever the load, every class gets on.
+  size_t patience = 64;
   // Requests queued ahead of the device, over all classes.
   size_t queue_capacity = 1024;
 };
@@ -42,9 +51,10 @@ struct IoSchedulerStats {
 };
 
 // Shares one BlockDevice among threads. Its own thread owns the device: it takes queued requests,
-// most urgent class first and first-in first-out inside a class, keeps the device filled up to the
-// class depths, and hands finished requests to the completion handler in batches. The device's
-// queue never drains while requests of an allowed class wait.
+// most urgent class first, keeps the device filled up to the depths and bytes of the classes, and
+// hands finished requests to the completion handler in batches. The device's queue never drains
+// while requests of an allowed class wait. Inside a class the batches take turns, so that a small
+// one need not wait for all of a large one; a batch by itself is first-in first-out.
 //
 // Thread-safe.
 class IoScheduler {
@@ -76,11 +86,34 @@ class IoScheduler {
  private:
   // The I/O thread.
   void Run() ABSL_LOCKS_EXCLUDED(mu_);
-  // Moves what the depths allow from the queues into `batch`, which it empties first.
+  // The requests of one class that wait. Batches take turns in a fixed number of lanes, so that
+  // nothing is allocated; beyond that many batches, some share a lane and so a turn.
+  class ClassQueue {
+   public:
+    static constexpr size_t kLanes = 16;
+
+    bool empty() const { return size_ == 0; }
+    // The lane that the next batch should use.
+    size_t NextLane() { return next_lane_++ % kLanes; }
+    void PushBack(size_t lane, IoRequest* request);
+    void Remove(size_t lane, IoRequest* request);
+    IoRequest* Front();  // whose turn it is; REQUIRES: not empty
+    IoRequest* PopFront();
+
+   private:
+    std::array<IoRequestQueue, kLanes> lanes_;
+    size_t turn_ = 0;
+    size_t next_lane_ = 0;
+    size_t size_ = 0;
+  };
+
+  // Moves what the limits allow from the queues into `batch`, which it empties first.
   void TakeRunnable(std::vector<IoRequest*>& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CountDone(absl::Span<IoRequest* const> done) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Whether the device has room for one more request of this class.
-  bool HasRoom(size_t io_class) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The class whose turn it is; nullopt when none may send a request to the device.
+  std::optional<size_t> NextClass() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whether the first waiting request of this class may go to the device.
+  bool MayRun(size_t io_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Whether the I/O thread sleeps over a request of this class that it could run. Then the caller
   // must Wake the device once it has released `mu_`; it is asked once only.
   bool ClaimWake(size_t io_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -91,8 +124,14 @@ class IoScheduler {
   const CompletionHandler handler_;
 
   mutable absl::Mutex mu_;
-  std::array<IoRequestQueue, kIoClassCount> queues_ ABSL_GUARDED_BY(mu_);
-  std::array<size_t, kIoClassCount> in_device_ ABSL_GUARDED_BY(mu_) = {};
+  struct InDevice {
+    size_t requests = 0;
+    uint64_t bytes = 0;
+  };
+  std::array<ClassQueue, kIoClassCount> queues_ ABSL_GUARDED_BY(mu_);
+  std::array<InDevice, kIoClassCount> in_device_ ABSL_GUARDED_BY(mu_);
+  // Requests that went before those of this class while it had none inside the device.
+  std::array<size_t, kIoClassCount> overtaken_ ABSL_GUARDED_BY(mu_) = {};
   size_t queued_ ABSL_GUARDED_BY(mu_) = 0;           // over all classes
   size_t total_in_device_ ABSL_GUARDED_BY(mu_) = 0;  // over all classes
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;

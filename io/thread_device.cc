@@ -37,6 +37,7 @@ int ThreadDevice::StartThreads() {
   }
   info_.engine = IoEngine::kThreads;
   info_.depth = workers_.size();
+  info_.engine_setup = absl::StrCat(workers_.size(), " threads");
   return workers_.empty() ? error : 0;
 }
 

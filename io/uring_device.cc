@@ -1,8 +1,10 @@
 #include "io/uring_device.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -21,6 +23,8 @@ namespace {
 
 // An entry holds its length in 32 bits. What is longer goes in several transfers.
 constexpr size_t kMaxTransferBytes = size_t{1} << 30;
+// The kernel registers no larger buffer.
+constexpr size_t kMaxPinnedBytes = size_t{1} << 30;
 
 absl::Status Unavailable(absl::string_view call, int error) {
   return absl::UnavailableError(absl::StrCat(call, ": ", std::generic_category().message(error)));
@@ -32,20 +36,27 @@ bool IsTransient(int result) {
   return result == -EAGAIN || result == -EBUSY || result == -EINTR || result == -ENOMEM;
 }
 
-// Sets up a disabled ring with the best flags that this kernel knows. Returns 0 or -errno.
-int SetUpRing(unsigned entries, io_uring& ring) {
-  // One issuer lets the kernel run completions only when that thread asks for them, in batches;
-  // cooperative running at least spares the interrupts. TASKRUN_FLAG tells a Poll without a system
-  // call that completions are there to be run.
-  constexpr std::array<unsigned, 3> kFlags = {
-      IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
-      IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
-      0,
-  };
+struct RingMode {
+  unsigned flags;
+  const char* name;
+};
+
+// From the fastest on. TASKRUN_FLAG tells a Poll without a system call that completions are there
+// to be run.
+constexpr std::array<RingMode, 3> kModes = {{
+    {IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+     "single issuer, deferred completions"},
+    {IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG, "cooperative completions"},
+    {0, "plain ring"},
+}};
+
+// Sets up a disabled ring in the first mode from `first` on that this kernel knows; `mode` says
+// which. Returns 0 or -errno.
+int SetUpRing(unsigned entries, size_t first, io_uring& ring, size_t& mode) {
   int result = -EINVAL;
-  for (const unsigned flags : kFlags) {
+  for (mode = first; mode < kModes.size(); ++mode) {
     io_uring_params params = {};
-    params.flags = flags | IORING_SETUP_R_DISABLED;
+    params.flags = kModes[mode].flags | IORING_SETUP_R_DISABLED;
     result = io_uring_queue_init_params(entries, &ring, &params);
     if (result != -EINVAL) break;
   }
@@ -73,8 +84,9 @@ absl::Status TryOut(io_uring& ring) {
   const std::unique_ptr<io_uring_probe, decltype(&io_uring_free_probe)> probe(
       io_uring_get_probe_ring(&ring), io_uring_free_probe);
   if (probe == nullptr) return Unavailable("io_uring_register", ENOSYS);
-  for (const int operation : {IORING_OP_READ, IORING_OP_WRITE, IORING_OP_READV, IORING_OP_WRITEV,
-                              IORING_OP_FSYNC, IORING_OP_POLL_ADD}) {
+  for (const int operation :
+       {IORING_OP_READ, IORING_OP_WRITE, IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_READ_FIXED,
+        IORING_OP_WRITE_FIXED, IORING_OP_FSYNC, IORING_OP_POLL_ADD}) {
     if (!io_uring_opcode_supported(probe.get(), operation)) {
       return absl::UnavailableError(absl::StrCat("io_uring operation ", operation, " is missing"));
     }
@@ -86,7 +98,8 @@ absl::Status TryOut(io_uring& ring) {
 // where it can no longer fall back. So a ring of its own tries all of them at open.
 absl::Status TryKernel() {
   io_uring ring;
-  if (const int result = SetUpRing(1, ring); result < 0) {
+  size_t mode = 0;
+  if (const int result = SetUpRing(1, /*first=*/0, ring, mode); result < 0) {
     return Unavailable("io_uring_setup", -result);
   }
   const absl::Status status = TryOut(ring);
@@ -98,15 +111,28 @@ absl::Status TryKernel() {
 
 absl::StatusOr<std::unique_ptr<BlockDevice>> UringDevice::Create(UniqueFd& fd, DeviceInfo info) {
   if (absl::Status status = TryKernel(); !status.ok()) return status;
+  return Make(fd, std::move(info), Role::kOwner);
+}
+
+absl::StatusOr<std::unique_ptr<BlockDevice>> UringDevice::Clone() const {
+  // A duplicate shares the open file, and so the lock and the flags.
+  UniqueFd fd(::fcntl(fd_.get(), F_DUPFD_CLOEXEC, 0));
+  if (!fd.valid()) return Unavailable("fcntl", errno);
+  return Make(fd, info_, Role::kClone);
+}
+
+absl::StatusOr<std::unique_ptr<UringDevice>> UringDevice::Make(UniqueFd& fd, DeviceInfo info,
+                                                               Role role) {
   UniqueFd wake_fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_fd.valid()) return Unavailable("eventfd", errno);
 
   io_uring ring;
+  size_t mode = 0;
+  const size_t first_mode = role == Role::kOwner ? 0 : 1;
   // One entry more for the poll on the eventfd. The kernel gives the completion ring twice as many.
-  if (const int result = SetUpRing(static_cast<unsigned>(info.depth) + 1, ring); result < 0) {
-    return Unavailable("io_uring_setup", -result);
-  }
-  std::unique_ptr<UringDevice> device(new UringDevice(std::move(wake_fd), std::move(info)));
+  const int result = SetUpRing(static_cast<unsigned>(info.depth) + 1, first_mode, ring, mode);
+  if (result < 0) return Unavailable("io_uring_setup", -result);
+  std::unique_ptr<UringDevice> device(new UringDevice(std::move(wake_fd), std::move(info), role));
   device->ring_ = ring;
   device->fd_ = std::move(fd);
   // A registered file spares a lookup per request; a plain descriptor does as well. The ring's own
@@ -114,11 +140,13 @@ absl::StatusOr<std::unique_ptr<BlockDevice>> UringDevice::Create(UniqueFd& fd, D
   // another thread would cancel the one of another ring there.
   const int file = device->fd_.get();
   device->fixed_file_ = io_uring_register_files(&device->ring_, &file, 1) == 0;
+  device->info_.engine_setup =
+      absl::StrCat(kModes[mode].name, device->fixed_file_ ? ", registered file" : "");
   return device;
 }
 
-UringDevice::UringDevice(UniqueFd wake_fd, DeviceInfo info)
-    : wake_fd_(std::move(wake_fd)), info_(std::move(info)) {
+UringDevice::UringDevice(UniqueFd wake_fd, DeviceInfo info, Role role)
+    : wake_fd_(std::move(wake_fd)), info_(std::move(info)), role_(role) {
   info_.engine = IoEngine::kIoUring;
 }
 
@@ -127,8 +155,43 @@ UringDevice::~UringDevice() {
   while (in_kernel_ > 0 || !queue_.empty()) UringDevice::Wait(absl::MakeSpan(done));
   // The kernel takes a ring apart in the background and holds the file until then, and with the
   // file the lock that OpenFileDevice took. Whoever opens the file next must not find it.
-  ::flock(fd_.get(), LOCK_UN);
+  if (role_ == Role::kOwner) ::flock(fd_.get(), LOCK_UN);
   io_uring_queue_exit(&ring_);
+}
+
+absl::Status UringDevice::RegisterBuffers(absl::Span<const iovec> buffers) {
+  TERRACE_CHECK(!enabled_ && pinned_.empty());
+  std::vector<iovec> pieces;
+  std::vector<PinnedRange> ranges;
+  for (const iovec& buffer : buffers) {
+    std::byte* const base = static_cast<std::byte*>(buffer.iov_base);
+    for (size_t done = 0; done < buffer.iov_len; done += kMaxPinnedBytes) {
+      const size_t bytes = std::min(kMaxPinnedBytes, buffer.iov_len - done);
+      pieces.push_back({base + done, bytes});
+      ranges.push_back({base + done, base + done + bytes});
+    }
+  }
+  if (pieces.empty()) return absl::OkStatus();
+  const int result =
+      io_uring_register_buffers(&ring_, pieces.data(), static_cast<unsigned>(pieces.size()));
+  if (result == -ENOMEM) {
+    rlimit limit = {};
+    ::getrlimit(RLIMIT_MEMLOCK, &limit);
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "io_uring_register_buffers: the limit on locked memory is ", limit.rlim_cur, " bytes"));
+  }
+  if (result < 0) return Unavailable("io_uring_register_buffers", -result);
+  pinned_ = std::move(ranges);
+  absl::StrAppend(&info_.engine_setup, ", registered buffers");
+  return absl::OkStatus();
+}
+
+int UringDevice::PinnedIndex(const void* base, size_t bytes) const {
+  const std::byte* const begin = static_cast<const std::byte*>(base);
+  for (size_t i = 0; i < pinned_.size(); ++i) {
+    if (begin >= pinned_[i].begin && begin + bytes <= pinned_[i].end) return static_cast<int>(i);
+  }
+  return -1;
 }
 
 void UringDevice::Submit(absl::Span<IoRequest* const> batch) {
@@ -207,7 +270,14 @@ void UringDevice::PrepareTransfer(const IoRequest& request, io_uring_sqe* entry)
   }
   const iovec& buffer = transfer.vectors.empty() ? transfer.single : transfer.vectors.front();
   const unsigned bytes = static_cast<unsigned>(std::min(buffer.iov_len, kMaxTransferBytes));
-  if (reading) {
+  const int pinned = PinnedIndex(buffer.iov_base, bytes);
+  if (pinned >= 0) {
+    if (reading) {
+      io_uring_prep_read_fixed(entry, file, buffer.iov_base, bytes, transfer.offset, pinned);
+    } else {
+      io_uring_prep_write_fixed(entry, file, buffer.iov_base, bytes, transfer.offset, pinned);
+    }
+  } else if (reading) {
     io_uring_prep_read(entry, file, buffer.iov_base, bytes, transfer.offset);
   } else {
     io_uring_prep_write(entry, file, buffer.iov_base, bytes, transfer.offset);

@@ -4,6 +4,7 @@
 #include <liburing.h>
 
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "io/block_device.h"
@@ -13,6 +14,12 @@ namespace terrace {
 
 // The io_uring engine: whole batches go to the kernel in one system call, and the call that waits
 // also submits. Opened by OpenFileDevice. The thread rules are BlockDevice's.
+//
+// Of the ring's modes it takes the first that the kernel grants: one issuer that runs completions
+// itself when it asks for them (a clone has no such thread, so it starts with the next),
+// completions run without interrupting the thread, and none of both. Polling modes are not used: a
+// kernel submission thread takes a whole core from whoever computes, and polled completions need a
+// driver set up for them and exclude Wake and kSync.
 //
 // Invariants: in_kernel_ <= depth; each request is in exactly one of finished_, queue_, the kernel
 // (its entry prepared or submitted) or its owner's hands; the rings have room for depth + 1
@@ -24,6 +31,9 @@ class UringDevice final : public BlockDevice {
   static absl::StatusOr<std::unique_ptr<BlockDevice>> Create(UniqueFd& fd, DeviceInfo info);
   ~UringDevice() override;
 
+  absl::Status RegisterBuffers(absl::Span<const iovec> buffers) override;
+  absl::StatusOr<std::unique_ptr<BlockDevice>> Clone() const override;
+
   void Submit(absl::Span<IoRequest* const> batch) override;
   size_t Poll(absl::Span<IoRequest*> done) override;
   size_t Wait(absl::Span<IoRequest*> done) override;
@@ -31,7 +41,17 @@ class UringDevice final : public BlockDevice {
   const DeviceInfo& info() const override { return info_; }
 
  private:
-  UringDevice(UniqueFd wake_fd, DeviceInfo info);
+  // Memory that the kernel has pinned; its index is that of the registration.
+  struct PinnedRange {
+    const std::byte* begin = nullptr;
+    const std::byte* end = nullptr;
+  };
+  enum class Role : uint8_t { kOwner, kClone };
+
+  UringDevice(UniqueFd wake_fd, DeviceInfo info, Role role);
+  // Takes `fd` over when it succeeds.
+  static absl::StatusOr<std::unique_ptr<UringDevice>> Make(UniqueFd& fd, DeviceInfo info,
+                                                           Role role);
 
   // Binds the ring to the calling thread, the first time.
   void Enable();
@@ -39,6 +59,8 @@ class UringDevice final : public BlockDevice {
   void TopUp();
   void Prepare(IoRequest& request);
   void PrepareTransfer(const IoRequest& request, io_uring_sqe* entry);
+  // The registration that all of this memory lies in, or -1.
+  int PinnedIndex(const void* base, size_t bytes) const;
   // Keeps a poll on the eventfd in the kernel, so that Wake ends a wait.
   void ArmWake();
   // Submits every prepared entry; what the kernel has no room for goes with a later call.
@@ -54,7 +76,9 @@ class UringDevice final : public BlockDevice {
   UniqueFd fd_;
   const UniqueFd wake_fd_;
   DeviceInfo info_;
-  bool fixed_file_ = false;  // fd_ is registered as file 0 of the ring
+  const Role role_;                  // the owner releases the lock on the file
+  bool fixed_file_ = false;          // fd_ is registered as file 0 of the ring
+  std::vector<PinnedRange> pinned_;  // constant after RegisterBuffers
 
   // Owned by the device's thread.
   io_uring ring_;

@@ -118,6 +118,82 @@ TEST_P(BlockDeviceTest, ReadsBackWhatWasWrittenThroughAnyBuffers) {
   }
 }
 
+// Requests may lie in registered memory, across the end of it, outside, or be scattered over both.
+TEST_P(BlockDeviceTest, TransfersInAndOutsideOfRegisteredBuffers) {
+  constexpr size_t kPages = 16;
+  AlignedBuffer registered = *AlignedBuffer::Create(kPages * kPageBytes);
+  AlignedBuffer other = *AlignedBuffer::Create(kPages * kPageBytes);
+  const std::unique_ptr<BlockDevice> device = Open(kPages);
+  const size_t half = registered.size() / 2;
+  const std::vector<iovec> ranges = {{registered.data(), half}, {registered.data() + half, half}};
+  const absl::Status status = device->RegisterBuffers(ranges);
+  EXPECT_EQ(status.code(), GetParam().engine == IoEngine::kIoUring
+                               ? absl::StatusCode::kOk
+                               : absl::StatusCode::kUnimplemented);
+  std::mt19937_64 random(3);
+  for (std::byte& byte : registered.span()) byte = static_cast<std::byte>(random());
+  const std::vector<std::byte> expected(registered.span().begin(), registered.span().end());
+  const std::vector<iovec> whole = {{registered.data(), registered.size()}};
+  const std::vector<iovec> first = {{registered.data(), kPageBytes}};
+  const std::vector<iovec> mixed = {{other.data(), kPageBytes},
+                                    {registered.data() + half, kPageBytes}};
+  const std::vector<iovec> outside = {{other.data(), other.size()}};
+  const auto run = [&](IoOp op, const std::vector<iovec>& buffers, uint64_t offset) {
+    IoRequest request;
+    request.op = op;
+    request.offset = offset;
+    request.buffers = buffers;
+    IoRequest* const batch[] = {&request};
+    return RunBatch(*device, batch);
+  };
+  ASSERT_TRUE(run(IoOp::kWrite, whole, 0).ok());
+  ASSERT_TRUE(run(IoOp::kRead, outside, 0).ok());
+  EXPECT_EQ(std::memcmp(other.data(), expected.data(), expected.size()), 0);
+  std::memset(registered.data(), 0, registered.size());
+  ASSERT_TRUE(run(IoOp::kRead, first, 5 * kPageBytes).ok());
+  EXPECT_EQ(std::memcmp(registered.data(), &expected[5 * kPageBytes], kPageBytes), 0);
+  ASSERT_TRUE(run(IoOp::kRead, mixed, 2 * kPageBytes).ok());
+  EXPECT_EQ(std::memcmp(other.data(), &expected[2 * kPageBytes], kPageBytes), 0);
+  EXPECT_EQ(std::memcmp(registered.data() + half, &expected[3 * kPageBytes], kPageBytes), 0);
+  ASSERT_TRUE(run(IoOp::kRead, whole, 0).ok());
+  EXPECT_EQ(std::memcmp(registered.data(), expected.data(), expected.size()), 0);
+}
+
+TEST_P(BlockDeviceTest, AClonePassesFromThreadToThreadWhileTheOtherWorks) {
+  constexpr size_t kPages = 64;
+  const std::unique_ptr<BlockDevice> device = Open(kPages);
+  absl::StatusOr<std::unique_ptr<BlockDevice>> clone = device->Clone();
+  if (GetParam().engine != IoEngine::kIoUring) {
+    EXPECT_EQ(clone.status().code(), absl::StatusCode::kUnimplemented);
+    return;
+  }
+  ASSERT_TRUE(clone.ok()) << clone.status();
+  EXPECT_EQ((*clone)->info().size_bytes, device->info().size_bytes);
+  EXPECT_EQ((*clone)->info().direct_io, device->info().direct_io);
+  for (size_t turn = 0; turn < 8; ++turn) {
+    Transfer own(IoOp::kWrite, turn * kPageBytes, kPageBytes);
+    std::memset(own.memory().data(), static_cast<int>(turn + 1), kPageBytes);
+    IoRequest* const submitted[] = {own.request()};
+    device->Submit(submitted);
+    std::thread([&] {
+      Transfer write(IoOp::kWrite, (kPages - 1 - turn) * kPageBytes, kPageBytes);
+      std::memset(write.memory().data(), static_cast<int>(100 + turn), kPageBytes);
+      EXPECT_TRUE(Run(**clone, write).ok());
+    }).join();
+    IoRequest* done[1];
+    ASSERT_EQ(device->Wait(done), 1u);
+    EXPECT_EQ(done[0]->error, 0);
+  }
+  // Each sees what the other wrote, and destroying the clone leaves the lock with the first.
+  Transfer read(IoOp::kRead, 0, kPages * kPageBytes);
+  ASSERT_TRUE(Run(**clone, read).ok());
+  EXPECT_EQ(read.memory().data()[3 * kPageBytes], std::byte{4});
+  ASSERT_TRUE(Run(*device, read).ok());
+  EXPECT_EQ(read.memory().data()[(kPages - 1) * kPageBytes], std::byte{100});
+  clone->reset();
+  EXPECT_EQ(OpenAt("data", kPages * kPageBytes, 4).status().code(), absl::StatusCode::kUnavailable);
+}
+
 TEST_P(BlockDeviceTest, TakesAsManyBuffersAsARequestMayHave) {
   const std::unique_ptr<BlockDevice> device = Open(IoRequest::kMaxBuffers);
   std::mt19937_64 random(1);

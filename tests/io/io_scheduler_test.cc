@@ -121,6 +121,57 @@ TEST_F(IoSchedulerTest, TakesTheMostUrgentClassFirstWhenTheDeviceIsFull) {
   }
 }
 
+TEST_F(IoSchedulerTest, BatchesOfOneClassTakeTurns) {
+  Start(/*device_depth=*/1, WithDepths(1, 1, 1));
+  const std::vector<IoRequest*> busy = Make(1);
+  const std::vector<IoRequest*> large = Make(5);
+  const std::vector<IoRequest*> small = Make(2);
+  ASSERT_TRUE(scheduler_->Submit(IoClass::kDemand, busy).ok());
+  ASSERT_THAT(device_->AwaitAsleep(), ElementsAre(busy[0]));
+  ASSERT_TRUE(scheduler_->Submit(IoClass::kDemand, large).ok());
+  ASSERT_TRUE(scheduler_->Submit(IoClass::kDemand, small).ok());
+  for (IoRequest* next : {large[0], small[0], large[1], small[1], large[2], large[3], large[4]}) {
+    device_->CompleteAll();
+    EXPECT_THAT(device_->AwaitAsleep(), ElementsAre(next));
+  }
+}
+
+TEST_F(IoSchedulerTest, KeepsEachClassWithinItsBytes) {
+  IoSchedulerOptions options = WithDepths(8, 8, 8);
+  options.class_bytes[static_cast<size_t>(IoClass::kOffload)] = 2 * kPageBytes;
+  Start(/*device_depth=*/100, options);
+  const std::vector<IoRequest*> offload = Make(4, IoOp::kWrite);
+  const iovec four_pages[] = {page_, page_, page_, page_};
+  offload[2]->buffers = four_pages;
+  ASSERT_TRUE(scheduler_->Submit(IoClass::kOffload, offload).ok());
+  EXPECT_THAT(device_->AwaitAsleep(), ElementsAre(offload[0], offload[1]));
+  device_->Complete(offload[0]);
+  EXPECT_THAT(device_->AwaitAsleep(), ElementsAre(offload[1]));
+  // What is larger than the limit goes alone, and nothing overtakes it inside its batch.
+  device_->Complete(offload[1]);
+  EXPECT_THAT(device_->AwaitAsleep(), ElementsAre(offload[2]));
+  device_->Complete(offload[2]);
+  EXPECT_THAT(device_->AwaitAsleep(), ElementsAre(offload[3]));
+}
+
+TEST_F(IoSchedulerTest, EveryClassGetsOnWhateverTheLoad) {
+  IoSchedulerOptions options = WithDepths(1, 1, 1);
+  options.patience = 3;
+  Start(/*device_depth=*/1, options);
+  const std::vector<IoRequest*> busy = Make(1);
+  const std::vector<IoRequest*> demand = Make(10);
+  const std::vector<IoRequest*> offload = Make(2, IoOp::kWrite);
+  ASSERT_TRUE(scheduler_->Submit(IoClass::kDemand, busy).ok());
+  ASSERT_THAT(device_->AwaitAsleep(), ElementsAre(busy[0]));
+  ASSERT_TRUE(scheduler_->Submit(IoClass::kOffload, offload).ok());
+  ASSERT_TRUE(scheduler_->Submit(IoClass::kDemand, demand).ok());
+  for (IoRequest* next : {demand[0], demand[1], demand[2], offload[0], demand[3], demand[4],
+                          demand[5], offload[1], demand[6], demand[7]}) {
+    device_->CompleteAll();
+    EXPECT_THAT(device_->AwaitAsleep(), ElementsAre(next));
+  }
+}
+
 TEST_F(IoSchedulerTest, RaiseMovesAQueuedRequestAhead) {
   Start(/*device_depth=*/1, WithDepths(1, 1, 1));
   const std::vector<IoRequest*> busy = Make(1);
