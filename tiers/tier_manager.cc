@@ -36,6 +36,7 @@ TierManager::~TierManager() {
     mover_wakeup_.Signal();
   }
   if (mover_.joinable()) mover_.join();
+  lanes_.clear();      // they share the scheduler's file
   scheduler_.reset();  // the handler sees every completion before the members go
 }
 
@@ -188,6 +189,7 @@ absl::StatusOr<Lease> TierManager::Fetch(absl::Span<const BlockRead> reads,
   if (!target.ok()) return target.status();
   absl::StatusOr<std::vector<FetchItem>> items = MakeItems(reads);
   if (!items.ok()) return items.status();
+  Lane* lane = nullptr;
   {
     absl::MutexLock lock(&mu_);
     for (int idle_rounds = 0, rounds = 0;; ++rounds) {
@@ -204,9 +206,11 @@ absl::StatusOr<Lease> TierManager::Fetch(absl::Span<const BlockRead> reads,
       }
     }
     RaisePrefetches(*items);
-    StartTransfers();
+    // Who uses a lane must stay until it is empty, which a deadline does not allow.
+    if (options.deadline == absl::InfiniteFuture()) lane = TakeLane();
+    StartTransfers(lane);
   }
-  return WaitFor(*std::move(items), options.deadline);
+  return WaitFor(*std::move(items), options.deadline, lane);
 }
 
 bool TierManager::AllLanded(absl::Span<const FetchItem> items) const {
@@ -218,7 +222,7 @@ bool TierManager::AllLanded(absl::Span<const FetchItem> items) const {
   return true;
 }
 
-Lease TierManager::WaitFor(std::vector<FetchItem> items, absl::Time deadline) {
+Lease TierManager::WaitFor(std::vector<FetchItem> items, absl::Time deadline, Lane* lane) {
   Lease lease;
   lease.manager_ = this;
   lease.blocks_.reserve(items.size());
@@ -233,9 +237,15 @@ Lease TierManager::WaitFor(std::vector<FetchItem> items, absl::Time deadline) {
         ++landed;
       } else if (absl::Now() >= deadline) {
         break;
-      } else if (!DoSomeWork()) {
+      } else if (!DoSomeWork(lane) && (lane == nullptr || !DriveLane(*lane))) {
         progress_.WaitWithDeadline(&mu_, deadline);
       }
+    }
+    if (lane != nullptr) {
+      // It may have taken reads for others along.
+      while (DriveLane(*lane)) {
+      }
+      idle_lanes_.push_back(lane);
     }
     --waiters_;
     for (const FetchItem& item : items) {
@@ -358,7 +368,7 @@ TierStats TierManager::Stats() const {
   stats.hbm_copied_bytes = hbm_copied_bytes_;
   if (nvme != nullptr) {
     const IoSchedulerStats io = scheduler_->Stats();
-    stats.nvme_read_bytes = io.read_bytes;
+    stats.nvme_read_bytes = io.read_bytes + lane_read_bytes_;
     stats.nvme_written_bytes = io.written_bytes;
     stats.nvme_peak_bytes = nvme->peak_bytes();
     stats.nvme_accepts_writes = placement_->nvme_accepts();

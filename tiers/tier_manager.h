@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -19,6 +20,7 @@
 #include "io/copy_engine.h"
 #include "io/io_scheduler.h"
 #include "tiers/block_id.h"
+#include "tiers/flight.h"
 #include "tiers/lease.h"
 #include "tiers/placement.h"
 #include "tiers/slot_memory.h"
@@ -141,16 +143,13 @@ class TierManager {
   friend class Lease;
   friend class Ticket;
 
-  // A read of one fill: NVMe to host memory.
-  struct Flight {
-    IoRequest request;
-    iovec vector = {nullptr, 0};
-    Place target;
-    std::optional<Place> bounce;  // where the bytes arrive, if not in the target
-    absl::Span<const PageChecksum> checksums;
-    bool prefetch = false;
-    bool verified = false;   // the bytes are right
-    bool in_target = false;  // and arrived in HBM where that is the target
+  // A device of its own for a thread that waits for its reads: the thread submits and completes
+  // them itself, and no other thread stands between it and the disk. Belongs to the thread that
+  // took it until that gives it back, with nothing in flight.
+  struct Lane {
+    std::unique_ptr<BlockDevice> device;
+    std::vector<IoRequest*> batch;  // to be submitted
+    size_t in_flight = 0;
   };
   // The write of one group.
   struct GroupWrite {
@@ -158,6 +157,7 @@ class TierManager {
     std::vector<iovec> vectors;
     absl::Span<std::byte> header;
   };
+  using GroupBatch = absl::InlinedVector<IoRequest*, Placement::kWriteGroups>;
   // Requests that a thread waits for outside of any fill: superblocks, recovery, sync.
   struct Blocking {
     size_t left = 0;
@@ -177,6 +177,8 @@ class TierManager {
   static absl::StatusOr<std::unique_ptr<TierManager>> OpenTiers(const TierManagerOptions& options,
                                                                 Parts parts);
   absl::Status AttachDevice(std::unique_ptr<BlockDevice> device) ABSL_LOCKS_EXCLUDED(mu_);
+  // As many as the device can clone, up to a bound; none is a state that works.
+  void OpenLanes(const BlockDevice& device) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status WriteSuperblocks(const Superblock& superblock);
   absl::Status Recover() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Sync() ABSL_LOCKS_EXCLUDED(mu_);
@@ -192,18 +194,28 @@ class TierManager {
   absl::Status FillFromCaller(const BlockWrite& block, Place place,
                               absl::Span<PageChecksum> checksums) const;
   bool AllLanded(absl::Span<const FetchItem> items) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Lease WaitFor(std::vector<FetchItem> items, absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
+  // `lane`, if any, is given back.
+  Lease WaitFor(std::vector<FetchItem> items, absl::Time deadline, Lane* lane = nullptr)
+      ABSL_LOCKS_EXCLUDED(mu_);
   LeasedBlock Outcome(const FetchItem& item) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Unpin(absl::Span<const Place> places) ABSL_LOCKS_EXCLUDED(mu_);
 
   // tier_manager_move.cc. Those that require mu_ may release it in between.
-  void StartTransfers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void CollectReads(std::vector<IoRequest*>& demand, std::vector<IoRequest*>& prefetch)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void CollectGroups(std::vector<IoRequest*>& writes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Demand reads go to `lane`, if there is one, for DriveLane to submit, else to the scheduler.
+  void StartTransfers(Lane* lane = nullptr) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CollectReads(FlightBatch& demand, FlightBatch& prefetch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void PrepareFlight(Flight& flight, Place target) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CollectGroups(GroupBatch& writes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void PrepareGroup(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // A lane that nobody uses; nullptr when there is none.
+  Lane* TakeLane() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Submits what `lane` has collected and waits for some of what it has in flight; false when it
+  // had neither.
+  bool DriveLane(Lane& lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Takes what came back from the device apart into flights that arrived, or that go again.
+  void EndRead(Flight& first) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Verifies, copies and lands some of what is ready; false when there was nothing.
-  bool DoSomeWork() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool DoSomeWork(Lane* lane = nullptr) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool FinishArrived() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void VerifyAndCopyUp(absl::Span<Flight* const> flights) ABSL_LOCKS_EXCLUDED(mu_);
   bool RunCopies() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -222,6 +234,7 @@ class TierManager {
   AlignedBuffer headers_;  // [kWriteGroups, header bytes]
   std::vector<Context> flight_contexts_;
   std::vector<Context> group_contexts_;
+  std::unique_ptr<ReadCoalescer> coalescer_;
   DeviceInfo device_info_;
   const BlockDevice* device_ = nullptr;  // the scheduler's, for the completion handler
 
@@ -232,6 +245,9 @@ class TierManager {
   std::vector<Flight> flights_ ABSL_GUARDED_BY(mu_);
   std::vector<size_t> idle_flights_ ABSL_GUARDED_BY(mu_);
   std::vector<size_t> arrived_flights_ ABSL_GUARDED_BY(mu_);
+  // The request that they shared failed; each goes again alone, so that one bad range loses only
+  // the blocks in it.
+  std::vector<size_t> split_flights_ ABSL_GUARDED_BY(mu_);
   std::vector<GroupWrite> group_writes_ ABSL_GUARDED_BY(mu_);
   absl::Status nvme_error_ ABSL_GUARDED_BY(mu_);
   absl::Status copy_error_ ABSL_GUARDED_BY(mu_);  // of the last batch that failed; Flush clears it
@@ -242,6 +258,10 @@ class TierManager {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   absl::CondVar progress_;      // something landed, failed or was written
   absl::CondVar mover_wakeup_;  // work without a waiter
+
+  std::vector<std::unique_ptr<Lane>> lanes_;  // constant after Open
+  std::vector<Lane*> idle_lanes_ ABSL_GUARDED_BY(mu_);
+  uint64_t lane_read_bytes_ ABSL_GUARDED_BY(mu_) = 0;
 
   std::unique_ptr<IoScheduler> scheduler_;  // null without an NVMe tier; constant after Open
   std::thread mover_;  // lands what nobody waits for; started last, stopped first

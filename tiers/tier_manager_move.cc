@@ -1,6 +1,7 @@
 // TierManager: carrying out what Placement decided.
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "absl/container/inlined_vector.h"
@@ -16,55 +17,72 @@ constexpr size_t kWorkBatch = 16;
 
 }  // namespace
 
-void TierManager::StartTransfers() {
+void TierManager::StartTransfers(Lane* lane) {
   if (scheduler_ == nullptr) return;
-  std::vector<IoRequest*> demand;
-  std::vector<IoRequest*> prefetch;
-  std::vector<IoRequest*> writes;
+  GroupBatch writes;
+  FlightBatch demand;
+  FlightBatch prefetch;
   CollectGroups(writes);
   CollectReads(demand, prefetch);
-  if (demand.empty() && prefetch.empty() && writes.empty()) return;
-  mu_.Unlock();
+  // Submitted under the lock, so that whoever joins a prefetch finds it where Raise can reach it.
   // The queue is sized for every flight and every group, so it never refuses.
-  for (const auto& [io_class, batch] :
-       {std::pair(IoClass::kDemand, &demand), std::pair(IoClass::kPrefetch, &prefetch),
-        std::pair(IoClass::kOffload, &writes)}) {
-    if (batch->empty()) continue;
-    const absl::Status status = scheduler_->Submit(io_class, *batch);
+  const auto submit = [this](IoClass io_class, absl::Span<IoRequest* const> batch) {
+    if (batch.empty()) return;
+    const absl::Status status = scheduler_->Submit(io_class, batch);
     TERRACE_CHECK(status.ok());
+  };
+  submit(IoClass::kOffload, writes);
+  absl::InlinedVector<IoRequest*, 64> reads;
+  for (Flight* flight : prefetch) reads.push_back(&flight->request);
+  submit(IoClass::kPrefetch, reads);
+  if (lane != nullptr) {
+    for (Flight* flight : demand) lane->batch.push_back(&flight->request);
+    return;
   }
-  mu_.Lock();
+  reads.clear();
+  for (Flight* flight : demand) reads.push_back(&flight->request);
+  submit(IoClass::kDemand, reads);
 }
 
-void TierManager::CollectReads(std::vector<IoRequest*>& demand, std::vector<IoRequest*>& prefetch) {
+void TierManager::CollectReads(FlightBatch& demand, FlightBatch& prefetch) {
   const bool may_bounce = options_.hbm_bytes > 0;
   while (!idle_flights_.empty()) {
-    if (may_bounce && placement_->table(Pool::kTransit).free_count() == 0) return;
+    if (may_bounce && placement_->table(Pool::kTransit).free_count() == 0) break;
     const std::optional<Place> place =
         placement_->NextRead(/*allow_prefetch=*/prefetch_flights_ < flights_.size() / 2);
-    if (!place) return;
-    const Fill& fill = placement_->table(place->pool).fill(place->slot);
+    if (!place) break;
     Flight& flight = flights_[idle_flights_.back()];
     idle_flights_.pop_back();
-    flight.target = *place;
-    flight.bounce = place->pool == Pool::kHbm ? placement_->TakeBounce() : std::nullopt;
-    flight.checksums = placement_->nvme()->checksums(fill.page, fill.page_count);
-    flight.prefetch = fill.prefetch;
-    flight.verified = false;
-    flight.in_target = false;
-    flight.vector = {
-        memory_->Address(flight.bounce.value_or(*place)) + size_t{fill.first_page} * kPageBytes,
-        size_t{fill.page_count} * kPageBytes};
-    flight.request.op = IoOp::kRead;
-    flight.request.offset = static_cast<uint64_t>(fill.page) * kPageBytes;
-    flight.request.buffers = absl::MakeConstSpan(&flight.vector, 1);
-    Reset(flight.request);
+    PrepareFlight(flight, *place);
     if (flight.prefetch) ++prefetch_flights_;
-    (flight.prefetch ? prefetch : demand).push_back(&flight.request);
+    (flight.prefetch ? prefetch : demand).push_back(&flight);
   }
+  coalescer_->Coalesce(demand);
+  coalescer_->Coalesce(prefetch);
+  for (const size_t index : split_flights_) {
+    Flight& flight = flights_[index];
+    coalescer_->PrepareAlone(flight);
+    (flight.prefetch ? prefetch : demand).push_back(&flight);
+  }
+  split_flights_.clear();
 }
 
-void TierManager::CollectGroups(std::vector<IoRequest*>& writes) {
+void TierManager::PrepareFlight(Flight& flight, Place target) {
+  const Fill& fill = placement_->table(target.pool).fill(target.slot);
+  flight.target = target;
+  flight.bounce = target.pool == Pool::kHbm ? placement_->TakeBounce() : std::nullopt;
+  flight.checksums = placement_->nvme()->checksums(fill.page, fill.page_count);
+  flight.prefetch = fill.prefetch;
+  flight.error = 0;
+  flight.verified = false;
+  flight.in_target = false;
+  flight.offset = static_cast<uint64_t>(fill.page) * kPageBytes;
+  flight.bytes = {
+      memory_->Address(flight.bounce.value_or(target)) + size_t{fill.first_page} * kPageBytes,
+      size_t{fill.page_count} * kPageBytes};
+}
+
+void TierManager::CollectGroups(GroupBatch& writes) {
   while (const std::optional<size_t> index = placement_->NextGroup()) {
     PrepareGroup(*index);
     writes.push_back(&group_writes_[*index].request);
@@ -103,11 +121,45 @@ void TierManager::PrepareGroup(size_t index) {
   Reset(write.request);
 }
 
-bool TierManager::DoSomeWork() {
+TierManager::Lane* TierManager::TakeLane() {
+  if (idle_lanes_.empty()) return nullptr;
+  Lane* const lane = idle_lanes_.back();
+  idle_lanes_.pop_back();
+  return lane;
+}
+
+bool TierManager::DriveLane(Lane& lane) {
+  if (lane.batch.empty() && lane.in_flight == 0) return false;
+  std::array<IoRequest*, kWorkBatch> done;
+  mu_.Unlock();
+  if (!lane.batch.empty()) lane.device->Submit(lane.batch);
+  lane.in_flight += lane.batch.size();
+  lane.batch.clear();
+  const size_t count = lane.device->Wait(absl::MakeSpan(done));
+  lane.in_flight -= count;
+  mu_.Lock();
+  for (IoRequest* request : absl::MakeConstSpan(done).first(count)) {
+    lane_read_bytes_ += request->transferred;
+    EndRead(flights_[static_cast<const Context*>(request->context)->index]);
+  }
+  return true;
+}
+
+void TierManager::EndRead(Flight& first) {
+  const bool shared = first.next != nullptr;
+  const int error = first.request.error;
+  std::vector<size_t>& ended = shared && error != 0 ? split_flights_ : arrived_flights_;
+  for (Flight* flight = &first; flight != nullptr; flight = flight->next) {
+    flight->error = error;
+    ended.push_back(flight->index);
+  }
+}
+
+bool TierManager::DoSomeWork(Lane* lane) {
   const bool worked = FinishArrived() || RunCopies();
   if (!worked) return false;
   ++landings_;
-  StartTransfers();
+  StartTransfers(lane);
   progress_.SignalAll();
   NudgeMover();
   return true;
@@ -130,7 +182,7 @@ bool TierManager::FinishArrived() {
     Flight& flight = flights_[index];
     if (flight.bounce) placement_->ReturnBounce(*flight.bounce);
     if (flight.in_target) {
-      if (flight.bounce) hbm_copied_bytes_ += flight.vector.iov_len;
+      if (flight.bounce) hbm_copied_bytes_ += flight.bytes.iov_len;
       placement_->FillLanded(flight.target);
     } else {
       placement_->FillFailed(flight.target, /*source_lost=*/!flight.verified);
@@ -145,9 +197,9 @@ bool TierManager::FinishArrived() {
 void TierManager::VerifyAndCopyUp(absl::Span<Flight* const> flights) {
   absl::InlinedVector<Copy, kWorkBatch> copies;
   for (Flight* flight : flights) {
-    const absl::Span<const std::byte> bytes(static_cast<std::byte*>(flight->vector.iov_base),
-                                            flight->vector.iov_len);
-    flight->verified = flight->request.error == 0 &&
+    const absl::Span<const std::byte> bytes(static_cast<std::byte*>(flight->bytes.iov_base),
+                                            flight->bytes.iov_len);
+    flight->verified = flight->error == 0 &&
                        FirstCorruptPage(bytes, flight->checksums) == flight->checksums.size();
     flight->in_target = flight->verified;
     if (!flight->verified || !flight->bounce) continue;
@@ -210,7 +262,8 @@ void TierManager::RaisePrefetches(absl::Span<const FetchItem> items) {
     if (!item.was_prefetching) continue;
     for (Flight& flight : flights_) {
       if (!flight.prefetch || flight.target != item.place) continue;
-      scheduler_->Raise(&flight.request, IoClass::kDemand);
+      // The request of another flight may carry it, and is the same for the device either way.
+      scheduler_->Raise(&flights_[flight.first->index].request, IoClass::kDemand);
     }
   }
 }
@@ -230,7 +283,7 @@ void TierManager::OnCompletions(absl::Span<IoRequest* const> done) {
     const Context& context = *static_cast<const Context*>(request->context);
     switch (context.kind) {
       case Context::Kind::kFlight:
-        arrived_flights_.push_back(context.index);
+        EndRead(flights_[context.index]);
         break;
       case Context::Kind::kGroup: {
         const absl::Status status = device_->StatusOf(*request);

@@ -27,6 +27,7 @@ constexpr size_t kMinTransitSlots = 4;
 constexpr size_t kMaxTransitSlots = 256;
 
 constexpr size_t kFlights = 256;          // NVMe reads queued or in flight at once
+constexpr size_t kLanes = 4;              // threads that drive their own reads at once
 constexpr size_t kBlockingRequests = 64;  // of recovery, the largest user of RunBlocking
 
 std::string TierFile(absl::string_view directory) {
@@ -217,10 +218,17 @@ absl::Status TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
         AlignedBuffer::Create(Placement::kWriteGroups * header_bytes);
     if (!headers.ok()) return headers.status();
     headers_ = *std::move(headers);
+    absl::StatusOr<std::unique_ptr<ReadCoalescer>> coalescer =
+        ReadCoalescer::Create(options_.coalesce_gap_bytes, options_.coalesce_read_bytes);
+    if (!coalescer.ok()) return coalescer.status();
+    coalescer_ = *std::move(coalescer);
     flights_.resize(kFlights);
+    split_flights_.reserve(kFlights);
     for (size_t i = 0; i < kFlights; ++i) {
       flight_contexts_[i] = {.kind = Context::Kind::kFlight, .index = i};
+      flights_[i].index = i;
       flights_[i].request.context = &flight_contexts_[i];
+      flights_[i].vectors.reserve(ReadCoalescer::kMaxVectors);
       idle_flights_.push_back(i);
     }
     arrived_flights_.reserve(kFlights);
@@ -232,6 +240,7 @@ absl::Status TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
       group_writes_[i].vectors.reserve(geometry.group_blocks + 1);
     }
   }
+  OpenLanes(*device);
   IoSchedulerOptions options;
   // Some depth is left to write-back however many reads there are: reads may wait for its room.
   const size_t kept = std::min<size_t>(8, options_.io_depth / 4);
@@ -241,6 +250,18 @@ absl::Status TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
       std::move(device), options,
       [this](absl::Span<IoRequest* const> done) { OnCompletions(done); });
   return absl::OkStatus();
+}
+
+void TierManager::OpenLanes(const BlockDevice& device) {
+  absl::MutexLock lock(&mu_);
+  while (lanes_.size() < kLanes) {
+    absl::StatusOr<std::unique_ptr<BlockDevice>> clone = device.Clone();
+    if (!clone.ok()) return;  // the scheduler alone does as well, more slowly
+    lanes_.push_back(std::make_unique<Lane>());
+    lanes_.back()->device = *std::move(clone);
+    lanes_.back()->batch.reserve(kFlights);
+    idle_lanes_.push_back(lanes_.back().get());
+  }
 }
 
 absl::Status TierManager::WriteSuperblocks(const Superblock& superblock) {

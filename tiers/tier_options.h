@@ -35,6 +35,11 @@ struct TierManagerOptions {
   bool direct_io = true;
   size_t io_depth = 64;  // requests in the kernel at once
 
+  // NVMe reads at most `coalesce_gap_bytes` apart become one request of at most
+  // `coalesce_read_bytes`; 0 of these switches it off. DeviceProfile says what suits a disk.
+  uint64_t coalesce_gap_bytes = uint64_t{16} << 10;
+  uint64_t coalesce_read_bytes = uint64_t{128} << 10;
+
   std::string policy = "lru";
 
   // kInvalidArgument naming the field, its value and its limit.

@@ -64,6 +64,7 @@ TierManagerOptions TestTierOptions(size_t block_bytes, const TierSizes& sizes) {
   options.hbm_bytes = sizes.hbm_slots * block_bytes;
   options.dram_bytes = sizes.dram_slots * block_bytes;
   options.nvme_bytes = sizes.nvme_bytes;
+  options.coalesce_read_bytes = 0;  // tests tell the device which blocks to fail, hold and count
   return options;
 }
 

@@ -1,0 +1,72 @@
+#ifndef TERRACE_TIERS_FLIGHT_H_
+#define TERRACE_TIERS_FLIGHT_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/container/inlined_vector.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "io/aligned_buffer.h"
+#include "io/checksum.h"
+#include "io/io_request.h"
+#include "tiers/tier.h"
+
+namespace terrace {
+
+// A read of one fill: NVMe to host memory. Flights whose bytes lie close together on the device
+// share one request, that of the first of them.
+struct Flight {
+  size_t index = 0;  // among all flights
+  Place target;
+  std::optional<Place> bounce;  // where the bytes arrive, if not in the target
+  uint64_t offset = 0;          // on the device
+  iovec bytes = {nullptr, 0};   // where they arrive
+  absl::Span<const PageChecksum> checksums;
+  bool prefetch = false;
+
+  IoRequest request;              // of the first flight, for all
+  std::vector<iovec> vectors;     // of that request: the flights' bytes and the gaps between them
+  Flight* next = nullptr;         // in the same request
+  const Flight* first = nullptr;  // of the same request; may be this one
+
+  int error = 0;           // of the read
+  bool verified = false;   // the bytes are right
+  bool in_target = false;  // and arrived in HBM where that is the target
+};
+using FlightBatch = absl::InlinedVector<Flight*, 64>;
+
+// Decides which flights share a request. One read of two ranges and of the gap between them is
+// cheaper than two reads while the gap costs the device less time than a request does.
+// Immutable after Create, so thread-safe.
+class ReadCoalescer {
+ public:
+  static constexpr size_t kMaxVectors = 64;  // of one request
+
+  // Ranges at most `gap_bytes` apart share a request of at most `request_bytes`; 0 of these: none
+  // ever do. kResourceExhausted when there is no memory for the bytes of a gap.
+  static absl::StatusOr<std::unique_ptr<ReadCoalescer>> Create(uint64_t gap_bytes,
+                                                               uint64_t request_bytes);
+
+  // Sorts flights by where they lie on the device, links those that share a request, prepares the
+  // requests, and keeps only the first flight of each.
+  void Coalesce(FlightBatch& flights) const;
+  // Prepares the request of a flight that travels alone.
+  void PrepareAlone(Flight& flight) const;
+
+ private:
+  ReadCoalescer(uint64_t gap_bytes, uint64_t request_bytes, AlignedBuffer gap)
+      : gap_bytes_(gap_bytes), request_bytes_(request_bytes), gap_(std::move(gap)) {}
+  bool MayShare(const Flight& first, const Flight& last, const Flight& flight) const;
+
+  const uint64_t gap_bytes_;
+  const uint64_t request_bytes_;
+  const AlignedBuffer gap_;  // nobody looks at what arrives here, so all reads share it
+};
+
+}  // namespace terrace
+
+#endif  // TERRACE_TIERS_FLIGHT_H_
