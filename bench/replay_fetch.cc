@@ -1,15 +1,11 @@
 // Does TierManager read NVMe blocks as fast as the disk allows? Repeats the block operations of a
 // replay to learn in which batches it fetches from NVMe, then reads the same batches, writes
-// paused, in alternating passes: through TierManager::Fetch (verified, copied to HBM, leased) and
-// through BlockDevice alone.
+// paused, in alternating passes: through TierManager::Fetch (verified, leased) into a DRAM tier and
+// through BlockDevice alone into as much memory.
 //
 //   terrace replay ... --export-ops OPS
 //   replay_fetch OPS DIR [PAIRS]
 
-#include <sys/resource.h>
-#include <sys/utsname.h>
-
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -25,6 +21,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "bench/measure.h"
 #include "io/aligned_buffer.h"
 #include "tiers/tier_manager.h"
 
@@ -34,8 +31,9 @@ namespace {
 constexpr size_t kBlockBytes = size_t{64} << 10;
 constexpr uint64_t kNvmeBytes = uint64_t{2} << 30;
 constexpr size_t kMaxBatch = 128;
-// Blocks of HBM in the measured passes. A block is not asked for again while it may still be there.
-constexpr size_t kHbmBlocks = 256;
+// Blocks of DRAM in the measured passes. A block is not asked for again while it may still be
+// there.
+constexpr size_t kDramBlocks = 1024;
 constexpr size_t kPassBlocks = 12000;
 
 struct PlacedBlock {
@@ -43,17 +41,6 @@ struct PlacedBlock {
   uint64_t offset = 0;
 };
 using Batch = std::vector<PlacedBlock>;
-
-template <typename T>
-T OrDie(absl::StatusOr<T> value) {
-  if (value.ok()) return *std::move(value);
-  std::fprintf(stderr, "replay_fetch: %s\n", std::string(value.status().message()).c_str());
-  std::exit(1);
-}
-
-void OrDie(const absl::Status& status) {
-  if (!status.ok()) OrDie(absl::StatusOr<int>(status));
-}
 
 TierManagerOptions Options(const std::string& dir, uint64_t hbm, uint64_t dram, bool reuse) {
   TierManagerOptions options;
@@ -109,7 +96,7 @@ std::vector<std::vector<uint64_t>> RecordBatches(const std::string& ops, const s
 }
 
 // The recorded batches in terms of what lies at those places now: each offset stands for the
-// nearest block at or after it. Blocks that HBM may still hold are left out, on both sides alike.
+// nearest block at or after it. Blocks that DRAM may still hold are left out, on both sides alike.
 std::vector<Batch> Translate(const std::vector<std::vector<uint64_t>>& recorded,
                              const std::vector<PlacedBlock>& blocks) {
   std::map<uint64_t, BlockId> by_offset;
@@ -123,7 +110,7 @@ std::vector<Batch> Translate(const std::vector<std::vector<uint64_t>>& recorded,
       const auto found = by_offset.lower_bound(offset);
       if (found == by_offset.end()) continue;
       const auto [use, first] = last_use.try_emplace(found->first, used);
-      if (!first && used - use->second < 2 * kHbmBlocks) continue;
+      if (!first && used - use->second < 2 * kDramBlocks) continue;
       use->second = used++;
       batch.push_back({found->second, found->first});
     }
@@ -137,13 +124,6 @@ struct PassResult {
   double bytes_per_second = 0;
   double cpu_seconds_per_gb = 0;
 };
-
-double CpuSeconds() {
-  rusage usage = {};
-  getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& time) { return time.tv_sec + time.tv_usec / 1e6; };
-  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
-}
 
 template <typename ReadBatch>
 PassResult TimePass(const std::vector<Batch>& batches, ReadBatch read_batch) {
@@ -159,7 +139,7 @@ PassResult TimePass(const std::vector<Batch>& batches, ReadBatch read_batch) {
 }
 
 PassResult TierPass(const std::string& dir, const std::vector<Batch>& batches) {
-  auto tiers = OrDie(TierManager::Open(Options(dir, kHbmBlocks * kBlockBytes, 0, /*reuse=*/true)));
+  auto tiers = OrDie(TierManager::Open(Options(dir, 0, kDramBlocks * kBlockBytes, /*reuse=*/true)));
   std::vector<BlockRead> reads;
   const PassResult result = TimePass(batches, [&](const Batch& batch) {
     reads.clear();
@@ -179,25 +159,22 @@ PassResult DevicePass(const std::string& dir, const std::vector<Batch>& batches)
   options.path = absl::StrCat(dir, "/terrace.kv");
   options.read_only = true;
   auto device = OrDie(OpenFileDevice(options));
-  AlignedBuffer memory = OrDie(AlignedBuffer::Create(kMaxBatch * kBlockBytes));
+  AlignedBuffer memory = OrDie(AlignedBuffer::Create(kDramBlocks * kBlockBytes));
   std::vector<iovec> vectors(kMaxBatch);
   std::vector<IoRequest> requests(kMaxBatch);
   std::vector<IoRequest*> submitted;
+  size_t slot = 0;
   return TimePass(batches, [&](const Batch& batch) {
     submitted.clear();
     for (size_t i = 0; i < batch.size(); ++i) {
-      vectors[i] = {memory.data() + i * kBlockBytes, kBlockBytes};
+      // All of the memory in turn, as in a tier: a few buffers would stay in the processor's cache.
+      vectors[i] = {memory.data() + slot++ % kDramBlocks * kBlockBytes, kBlockBytes};
       requests[i].offset = batch[i].offset;
       requests[i].buffers = absl::MakeConstSpan(&vectors[i], 1);
       submitted.push_back(&requests[i]);
     }
     OrDie(RunBatch(*device, submitted));
   });
-}
-
-double Quantile(std::vector<double> values, double share) {
-  std::sort(values.begin(), values.end());
-  return values[static_cast<size_t>(share * static_cast<double>(values.size() - 1) + 0.5)];
 }
 
 int Run(const std::string& ops, const std::string& dir, size_t pairs) {
@@ -208,29 +185,28 @@ int Run(const std::string& ops, const std::string& dir, size_t pairs) {
   for (const Batch& batch : batches) total += batch.size();
   if (total == 0) OrDie(absl::NotFoundError("the operations fetch nothing from NVMe"));
 
-  std::vector<double> ratios, cpu_ratios, tier_rates, device_rates;
-  for (size_t pair = 0; pair < pairs; ++pair) {
-    // A B, B A, A B, ...: a disk that speeds up or slows down favours neither.
-    PassResult tier, device;
-    if (pair % 2 == 0) tier = TierPass(dir, batches);
-    device = DevicePass(dir, batches);
-    if (pair % 2 == 1) tier = TierPass(dir, batches);
-    tier_rates.push_back(tier.bytes_per_second);
-    device_rates.push_back(device.bytes_per_second);
-    ratios.push_back(tier.bytes_per_second / device.bytes_per_second);
-    cpu_ratios.push_back(tier.cpu_seconds_per_gb / device.cpu_seconds_per_gb);
-  }
-  utsname system = {};
-  uname(&system);
-  std::printf("%s %s, %zu batches of %.1f blocks of 64 KiB on average, %zu alternating pairs\n",
-              system.sysname, system.release, batches.size(),
+  std::vector<double> tier_rates, device_rates, tier_cpu, device_cpu;
+  RunPairs(
+      pairs,
+      [&] {
+        const PassResult tier = TierPass(dir, batches);
+        tier_rates.push_back(tier.bytes_per_second);
+        tier_cpu.push_back(tier.cpu_seconds_per_gb);
+      },
+      [&] {
+        const PassResult device = DevicePass(dir, batches);
+        device_rates.push_back(device.bytes_per_second);
+        device_cpu.push_back(device.cpu_seconds_per_gb);
+      });
+  std::printf("%s, %zu batches of %.1f blocks of 64 KiB on average, %zu alternating pairs\n",
+              SystemText().c_str(), batches.size(),
               static_cast<double>(total) / static_cast<double>(batches.size()), pairs);
-  std::printf("TierManager  %.3f GB/s median\nBlockDevice  %.3f GB/s median\n",
-              Quantile(tier_rates, 0.5) / 1e9, Quantile(device_rates, 0.5) / 1e9);
-  std::printf("ratio        %.3f median, %.3f to %.3f (quartiles)\n", Quantile(ratios, 0.5),
-              Quantile(ratios, 0.25), Quantile(ratios, 0.75));
-  std::printf("CPU per GB   %.2f times BlockDevice, which does not verify or copy\n",
-              Quantile(cpu_ratios, 0.5));
+  std::printf("TierManager  %.3f GB/s median, %.3f CPU seconds per GB\n",
+              Quantile(tier_rates, 0.5) / 1e9, Quantile(tier_cpu, 0.5));
+  std::printf("BlockDevice  %.3f GB/s median, %.3f CPU seconds per GB, verifying nothing\n",
+              Quantile(device_rates, 0.5) / 1e9, Quantile(device_cpu, 0.5));
+  std::printf("bandwidth    %s\n", RatioText(tier_rates, device_rates).c_str());
+  std::printf("CPU per GB   %s\n", RatioText(tier_cpu, device_cpu).c_str());
   std::remove(absl::StrCat(dir, "/terrace.kv").c_str());
   return 0;
 }

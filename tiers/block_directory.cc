@@ -32,6 +32,7 @@ void BlockDirectory::Erase(EntryIndex entry) {
   const size_t erased = index_.erase(entry);
   TERRACE_CHECK(erased == 1);
   free_.push_back(entry);
+  ++erased_count_;
 }
 
 size_t BlockDirectory::memory_bytes() const {

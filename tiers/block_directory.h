@@ -57,6 +57,8 @@ class BlockDirectory {
     return entries_[static_cast<uint32_t>(entry)];
   }
   size_t size() const { return index_.size(); }
+  // Grows with every Erase: what was known before is known still while it stays the same.
+  uint64_t erased_count() const { return erased_count_; }
   size_t memory_bytes() const;
 
  private:
@@ -82,6 +84,7 @@ class BlockDirectory {
 
   std::vector<BlockEntry> entries_;
   std::vector<EntryIndex> free_;
+  uint64_t erased_count_ = 0;
   absl::flat_hash_set<EntryIndex, Hash, Equal> index_;
 };
 

@@ -83,11 +83,17 @@ Room Placement::RoomForFetch(absl::Span<const FetchItem> items, Pool target) {
   // Leases may hold half of the pool; the other half keeps transfers moving.
   if (lend > 0 && lend + transit.lent_count() > transit.size() / 2) return Room::kFull;
   if (in_target > 0) {
+    size_t wanted = in_target;
+    uint64_t erased = directory_.erased_count();
     const Room room = MakeRoom(target, [&] {
-      return static_cast<size_t>(
-          std::count_if(items.begin(), items.end(), [&](const FetchItem& item) {
-            return item.source && !needs_transit(item) && directory_.Find(item.id) != kNoEntry;
-          }));
+      if (directory_.erased_count() != erased) {
+        erased = directory_.erased_count();
+        wanted = static_cast<size_t>(
+            std::count_if(items.begin(), items.end(), [&](const FetchItem& item) {
+              return item.source && !needs_transit(item) && directory_.Find(item.id) != kNoEntry;
+            }));
+      }
+      return wanted;
     });
     if (room != Room::kOk) return room;
   }
