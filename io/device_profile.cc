@@ -208,8 +208,9 @@ absl::Status WriteDeviceProfile(const DeviceProfile& profile, const std::string&
   const std::string text =
       json.dump(2, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace) + "\n";
 
-  std::string temporary = path + ".XXXXXX";
-  const UniqueFd fd(::mkostemp(temporary.data(), O_CLOEXEC));
+  // The process id keeps two writers apart.
+  const std::string temporary = absl::StrCat(path, ".new.", ::getpid());
+  const UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
   if (!fd.valid()) return absl::ErrnoToStatus(errno, absl::StrCat(path, ": cannot create"));
   absl::Status status = WriteAll(fd.get(), text);
   if (status.ok() && ::rename(temporary.c_str(), path.c_str()) != 0) {

@@ -63,6 +63,11 @@ void DescribePlace(const struct stat& info, SsdFile& file) {
     file.filesystem = mount.filesystem;
     file.source = mount.source;
   }
+  if (file.filesystem == "tmpfs" || file.filesystem == "ramfs") {
+    file.warning = file.filesystem + " is memory: these are no figures of a disk";
+  } else if (file.filesystem == "overlay") {
+    file.warning = "overlay passes requests on to another filesystem, which it does not name";
+  }
 }
 
 absl::Status CheckSpace(const SsdFileOptions& options) {
