@@ -69,6 +69,11 @@ std::optional<IoEngine> ParseIoEngine(absl::string_view name) {
   return std::nullopt;
 }
 
+size_t BlockDevice::SubmitAndWait(absl::Span<IoRequest* const> batch, absl::Span<IoRequest*> done) {
+  Submit(batch);
+  return Wait(done);
+}
+
 absl::Status BlockDevice::RegisterBuffers(absl::Span<const iovec>) {
   return absl::UnimplementedError(
       absl::StrCat(IoEngineName(info().engine), " gains nothing from registered buffers"));
@@ -104,12 +109,13 @@ bool BlockDevice::Admit(IoRequest& request) const {
 }
 
 absl::Status RunBatch(BlockDevice& device, absl::Span<IoRequest* const> batch) {
-  device.Submit(batch);
   std::array<IoRequest*, 64> done;
+  absl::Span<IoRequest* const> unsubmitted = batch;
   for (size_t left = batch.size(); left > 0;) {
-    const size_t count = device.Wait(absl::MakeSpan(done));
+    const size_t count = device.SubmitAndWait(unsubmitted, absl::MakeSpan(done));
     TERRACE_CHECK(count <= left);  // else the device was not idle
     left -= count;
+    unsubmitted = {};
   }
   for (const IoRequest* request : batch) {
     if (request->error != 0) return device.StatusOf(*request);

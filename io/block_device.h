@@ -58,6 +58,10 @@ class BlockDevice {
   // only after Wake. With nothing in flight it blocks until Wake.
   virtual size_t Wait(absl::Span<IoRequest*> done) = 0;
 
+  // Submit and then Wait, in one system call where the engine can. `done` may be the memory that
+  // `batch` is in.
+  virtual size_t SubmitAndWait(absl::Span<IoRequest* const> batch, absl::Span<IoRequest*> done);
+
   // Makes the current Wait, or else the next one, return early. Thread-safe. Several calls before
   // a Wait count as one.
   virtual void Wake() = 0;

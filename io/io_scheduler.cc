@@ -100,12 +100,12 @@ void IoScheduler::Run() {
       // lasts until the Wait. A round with requests to hand out polls instead, and comes back here.
       waiting_ = done.empty();
     }
-    // The device is full again before the handler takes its time.
-    if (!batch.empty()) device_->Submit(batch);
     size_t count = 0;
     if (done.empty()) {
-      count = device_->Wait(absl::MakeSpan(slots));
+      count = device_->SubmitAndWait(batch, absl::MakeSpan(slots));
     } else {
+      // The device is full again before the handler takes its time.
+      if (!batch.empty()) device_->Submit(batch);
       handler_(done);
       count = device_->Poll(absl::MakeSpan(slots));
     }

@@ -195,10 +195,23 @@ int UringDevice::PinnedIndex(const void* base, size_t bytes) const {
 }
 
 void UringDevice::Submit(absl::Span<IoRequest* const> batch) {
+  Accept(batch);
+  Flush();
+}
+
+size_t UringDevice::SubmitAndWait(absl::Span<IoRequest* const> batch, absl::Span<IoRequest*> done) {
+  Accept(batch);
+  if (io_uring_sq_ready(&ring_) > 0 && finished_.empty() && !woken_) {
+    ArmWake();
+    FlushAndWait();
+  }
+  return Wait(done);
+}
+
+void UringDevice::Accept(absl::Span<IoRequest* const> batch) {
   Enable();
   for (IoRequest* request : batch) (Admit(*request) ? queue_ : finished_).PushBack(request);
   TopUp();
-  Flush();
 }
 
 size_t UringDevice::Poll(absl::Span<IoRequest*> done) {

@@ -37,6 +37,7 @@ class UringDevice final : public BlockDevice {
   void Submit(absl::Span<IoRequest* const> batch) override;
   size_t Poll(absl::Span<IoRequest*> done) override;
   size_t Wait(absl::Span<IoRequest*> done) override;
+  size_t SubmitAndWait(absl::Span<IoRequest* const> batch, absl::Span<IoRequest*> done) override;
   void Wake() override;
   const DeviceInfo& info() const override { return info_; }
 
@@ -55,6 +56,8 @@ class UringDevice final : public BlockDevice {
 
   // Binds the ring to the calling thread, the first time.
   void Enable();
+  // Takes requests over and prepares what the depth allows, without a system call.
+  void Accept(absl::Span<IoRequest* const> batch);
   // Prepares entries for queued requests until the depth is reached.
   void TopUp();
   void Prepare(IoRequest& request);

@@ -132,11 +132,10 @@ bool TierManager::DriveLane(Lane& lane) {
   if (lane.batch.empty() && lane.in_flight == 0) return false;
   std::array<IoRequest*, kWorkBatch> done;
   mu_.Unlock();
-  if (!lane.batch.empty()) lane.device->Submit(lane.batch);
   lane.in_flight += lane.batch.size();
-  lane.batch.clear();
-  const size_t count = lane.device->Wait(absl::MakeSpan(done));
+  const size_t count = lane.device->SubmitAndWait(lane.batch, absl::MakeSpan(done));
   lane.in_flight -= count;
+  lane.batch.clear();
   mu_.Lock();
   for (IoRequest* request : absl::MakeConstSpan(done).first(count)) {
     lane_read_bytes_ += request->transferred;

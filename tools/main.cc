@@ -11,6 +11,7 @@
 #include "tools/command.h"
 #include "tools/gentrace_command.h"
 #include "tools/replay_command.h"
+#include "tools/ssd_command.h"
 
 namespace {
 
@@ -34,6 +35,7 @@ int main(int argc, char** argv) {
   std::function<terrace::ExitCode()> run;
   terrace::AddReplayCommand(app, run);
   terrace::AddGentraceCommand(app, run);
+  terrace::AddSsdCommand(app, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

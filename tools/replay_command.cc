@@ -1,8 +1,5 @@
 #include "tools/replay_command.h"
 
-#include <atomic>
-#include <cerrno>
-#include <csignal>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -15,10 +12,12 @@
 #include "absl/time/clock.h"
 #include "nlohmann/json.hpp"
 #include "tools/byte_size.h"
+#include "tools/json_file.h"
 #include "tools/model_shape.h"
 #include "tools/progress.h"
 #include "tools/replay.h"
 #include "tools/replay_report.h"
+#include "tools/stop_signal.h"
 #include "tools/trace.h"
 
 namespace terrace {
@@ -55,14 +54,6 @@ struct Setup {
   TraceReadOptions trace;
   std::string model;  // for the report
 };
-
-std::atomic<bool> stop_requested = false;
-static_assert(std::atomic<bool>::is_always_lock_free, "set from a signal handler");
-
-void RequestStop(int signal) {
-  stop_requested.store(true, std::memory_order_relaxed);
-  std::signal(signal, SIG_DFL);  // a second one ends the program at once
-}
 
 // Names flags where Validate would name fields.
 absl::Status CheckSizes(const ReplayArguments& arguments, uint64_t block_bytes) {
@@ -159,42 +150,6 @@ absl::StatusOr<Setup> MakeSetup(const ReplayArguments& arguments) {
   return setup;
 }
 
-// A result file that is opened before the run, so that a bad path is known before the work is done.
-class JsonFile {
- public:
-  explicit JsonFile(const std::string& path) : path_(path) {
-    if (path.empty()) return;
-    errno = 0;
-    file_ = std::fopen(path.c_str(), "we");
-    if (file_ == nullptr) status_ = absl::ErrnoToStatus(errno, absl::StrCat("--json ", path));
-  }
-  ~JsonFile() {
-    if (file_ != nullptr) std::fclose(file_);
-  }
-  JsonFile(const JsonFile&) = delete;
-  JsonFile& operator=(const JsonFile&) = delete;
-
-  const absl::Status& status() const { return status_; }
-
-  absl::Status Write(const nlohmann::ordered_json& json) {
-    if (file_ == nullptr) return absl::OkStatus();
-    // Paths in messages need not be UTF-8, which JSON must be.
-    const std::string text = json.dump(2, ' ', /*ensure_ascii=*/false,
-                                       nlohmann::ordered_json::error_handler_t::replace) +
-                             "\n";
-    const bool written = std::fwrite(text.data(), 1, text.size(), file_) == text.size();
-    const bool closed = std::fclose(file_) == 0;
-    file_ = nullptr;
-    if (written && closed) return absl::OkStatus();
-    return absl::ErrnoToStatus(errno, absl::StrCat("--json ", path_, ": cannot write"));
-  }
-
- private:
-  const std::string path_;
-  std::FILE* file_ = nullptr;
-  absl::Status status_;
-};
-
 absl::StatusOr<ReplayReport> RunTrace(const ReplayArguments& arguments, const Setup& setup) {
   const absl::StatusOr<Trace> trace = ReadTrace(arguments.trace, setup.trace);
   if (!trace.ok()) return trace.status();
@@ -202,9 +157,7 @@ absl::StatusOr<ReplayReport> RunTrace(const ReplayArguments& arguments, const Se
   absl::StatusOr<std::unique_ptr<TierManager>> tiers = TierManager::Open(setup.tiers);
   if (!tiers.ok()) return tiers.status();
 
-  std::signal(SIGINT, RequestStop);
-  std::signal(SIGTERM, RequestStop);
-  Replay replay(**tiers, *trace, stop_requested, setup.replay);
+  Replay replay(**tiers, *trace, StopOnSignals(), setup.replay);
   ProgressLine progress(stderr);
   const absl::Status status = replay.Run([&](const ReplayResult& so_far) {
     const absl::Time now = absl::Now();
@@ -228,13 +181,6 @@ absl::StatusOr<ReplayReport> RunTrace(const ReplayArguments& arguments, const Se
   return report;
 }
 
-absl::Status Print(const std::string& text) {
-  errno = 0;
-  const bool printed = std::fputs(text.c_str(), stdout) >= 0 && std::fflush(stdout) == 0;
-  if (printed) return absl::OkStatus();
-  return absl::ErrnoToStatus(errno, "standard output: cannot write");
-}
-
 ExitCode Complain(const absl::Status& status, ExitCode code) {
   std::fprintf(stderr, "terrace replay: %s\n", std::string(status.message()).c_str());
   return code;
@@ -247,7 +193,7 @@ ExitCode RunReplay(const ReplayArguments& arguments) {
   if (!json.status().ok()) return Complain(json.status(), ExitCode::kFailure);
   const absl::StatusOr<ReplayReport> report = RunTrace(arguments, *setup);
   if (!report.ok()) return Complain(report.status(), ExitCode::kFailure);
-  const absl::Status printed = Print(ReplayText(*report));
+  const absl::Status printed = PrintText(ReplayText(*report));
   const absl::Status written = json.Write(ReplayJson(*report));
   if (!printed.ok()) return Complain(printed, ExitCode::kFailure);
   if (!written.ok()) return Complain(written, ExitCode::kFailure);

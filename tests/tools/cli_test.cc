@@ -71,7 +71,7 @@ void ExpectFailure(const RunResult& run, int exit_code, const std::vector<std::s
 
 TEST_F(CliTest, HelpOfEveryCommandListsEveryFlag) {
   const std::vector<std::pair<Arguments, Arguments>> flags_of = {
-      {{}, {"--version", "replay", "gentrace"}},
+      {{}, {"--version", "replay", "gentrace", "ssd"}},
       {{"replay"}, {"--trace",          "--format",      "--tokens-per-block",
                     "--block-bytes",    "--hbm",         "--dram",
                     "--nvme",           "--dir",         "--policy",
@@ -79,6 +79,9 @@ TEST_F(CliTest, HelpOfEveryCommandListsEveryFlag) {
                     "--pace",           "--model-shape", "--scale",
                     "--skip-bad-lines", "--engine",      "--flush-every",
                     "--flush-log",      "--export-ops",  "--seed"}},
+      {{"ssd"},
+       {"--dir", "--file", "--size", "--block-bytes", "--depth", "--op", "--seconds", "--warmup",
+        "--engine", "--force", "--seed", "--json", "--profile", "--plot"}},
       {{"gentrace"},
        {"--out", "--requests", "--seed", "--tokens-per-block", "--concurrent-sessions",
         "--mean-turns", "--system-prompts", "--mean-system-tokens", "--mean-turn-tokens",
