@@ -44,16 +44,21 @@ absl::StatusOr<std::unique_ptr<MemoryDevice>> MemoryDevice::Create(MemoryDeviceO
   }
   absl::StatusOr<AlignedBuffer> memory = AlignedBuffer::Create(options.size_bytes);
   if (!memory.ok()) return memory.status();
-  return std::unique_ptr<MemoryDevice>(new MemoryDevice(std::move(options), *std::move(memory)));
+  return std::unique_ptr<MemoryDevice>(new MemoryDevice(
+      std::move(options), std::make_shared<const AlignedBuffer>(*std::move(memory))));
 }
 
-MemoryDevice::MemoryDevice(MemoryDeviceOptions options, AlignedBuffer memory)
+absl::StatusOr<std::unique_ptr<BlockDevice>> MemoryDevice::Clone() const {
+  return std::unique_ptr<BlockDevice>(new MemoryDevice(options_, memory_));
+}
+
+MemoryDevice::MemoryDevice(MemoryDeviceOptions options, std::shared_ptr<const AlignedBuffer> memory)
     : options_(std::move(options)), memory_(std::move(memory)) {
   info_.path = "memory";
   info_.engine = IoEngine::kMemory;
   info_.engine_reason = "asked for";
   info_.direct_reason = "memory has no page cache";
-  info_.size_bytes = memory_.size();
+  info_.size_bytes = memory_->size();
   info_.depth = options_.depth;
 }
 
@@ -100,7 +105,7 @@ int64_t MemoryDevice::Transfer(const IoRequest& request) {
     bytes = std::min(bytes, static_cast<uint64_t>(granted));
   }
   if (request.op == IoOp::kSync) return 0;
-  std::byte* const memory = memory_.data() + transfer.offset;
+  std::byte* const memory = memory_->data() + transfer.offset;
   if (transfer.vectors.empty()) {
     return static_cast<int64_t>(Move(request.op, memory, transfer.single, bytes));
   }

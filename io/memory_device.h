@@ -18,7 +18,7 @@ struct MemoryDeviceOptions {
   size_t depth = 64;        // 1 to 4096
   // Plays the kernel in tests: called before each transfer of at most `bytes` (0 for a sync), it
   // returns how many of them to move (fewer is a short transfer) or -errno. Empty means every
-  // transfer succeeds. Runs on the device's thread.
+  // transfer succeeds. Runs on the thread of the device, or of the clone, that it is for.
   std::function<int64_t(const IoRequest& request, uint64_t bytes)> transfer_hook;
 };
 
@@ -30,6 +30,7 @@ class MemoryDevice final : public BlockDevice {
   // kInvalidArgument for a bad size or depth; kResourceExhausted without memory.
   static absl::StatusOr<std::unique_ptr<MemoryDevice>> Create(MemoryDeviceOptions options);
 
+  absl::StatusOr<std::unique_ptr<BlockDevice>> Clone() const override;
   void Submit(absl::Span<IoRequest* const> batch) override;
   size_t Poll(absl::Span<IoRequest*> done) override;
   size_t Wait(absl::Span<IoRequest*> done) override ABSL_LOCKS_EXCLUDED(wake_mu_);
@@ -37,10 +38,10 @@ class MemoryDevice final : public BlockDevice {
   const DeviceInfo& info() const override { return info_; }
 
   // The bytes on the device. Only while nothing is in flight.
-  absl::Span<std::byte> bytes() const { return memory_.span(); }
+  absl::Span<std::byte> bytes() const { return memory_->span(); }
 
  private:
-  MemoryDevice(MemoryDeviceOptions options, AlignedBuffer memory);
+  MemoryDevice(MemoryDeviceOptions options, std::shared_ptr<const AlignedBuffer> memory);
   // Carries a request through all its transfers.
   void Carry(IoRequest& request);
   // One transfer; returns what the kernel would.
@@ -48,7 +49,7 @@ class MemoryDevice final : public BlockDevice {
 
   // Constant after construction.
   const MemoryDeviceOptions options_;
-  const AlignedBuffer memory_;
+  const std::shared_ptr<const AlignedBuffer> memory_;  // of all clones
   DeviceInfo info_;
 
   // Owned by the device's thread.

@@ -42,8 +42,14 @@ TEST(ReplayFaultsTest, CountsServedBlocksWithWrongBytesAsCorrupt) {
   }
 }
 
+// Every read is that of one block, so that every fault counts as one block.
+TierManagerOptions BlockByBlock(TierManagerOptions options) {
+  options.coalesce_read_bytes = 0;
+  return options;
+}
+
 TEST(ReplayFaultsTest, RecomputesBlocksThatRotOnDisk) {
-  Rig rig(Tiers(20, 60, 16u << 20), SyntheticTrace(500));
+  Rig rig(BlockByBlock(Tiers(20, 60, 16u << 20)), SyntheticTrace(500));
   uint64_t reads = 0;
   rig.device().FlipBitWhen(
       [&](const IoRequest& request) { return request.op == IoOp::kRead && ++reads % 7 == 0; });
@@ -55,7 +61,7 @@ TEST(ReplayFaultsTest, RecomputesBlocksThatRotOnDisk) {
 }
 
 TEST(ReplayFaultsTest, RecomputesBlocksThatCannotBeRead) {
-  Rig rig(Tiers(20, 60, 16u << 20), SyntheticTrace(500));
+  Rig rig(BlockByBlock(Tiers(20, 60, 16u << 20)), SyntheticTrace(500));
   rig.device().FailWhen([](const IoRequest& request) {
     return request.op == IoOp::kRead ? std::optional<int>(EIO) : std::nullopt;
   });
