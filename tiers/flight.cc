@@ -5,14 +5,15 @@
 
 namespace terrace {
 
-absl::StatusOr<std::unique_ptr<ReadCoalescer>> ReadCoalescer::Create(uint64_t gap_bytes,
+absl::StatusOr<std::unique_ptr<ReadCoalescer>> ReadCoalescer::Create(size_t flights,
+                                                                     uint64_t gap_bytes,
                                                                      uint64_t request_bytes) {
   // Ranges start and end on pages, and so do gaps.
   gap_bytes = std::min(gap_bytes, request_bytes) / kPageBytes * kPageBytes;
-  absl::StatusOr<AlignedBuffer> gap = AlignedBuffer::Create(gap_bytes);
-  if (!gap.ok()) return gap.status();
+  absl::StatusOr<AlignedBuffer> gaps = AlignedBuffer::Create(flights * gap_bytes);
+  if (!gaps.ok()) return gaps.status();
   return std::unique_ptr<ReadCoalescer>(
-      new ReadCoalescer(gap_bytes, request_bytes, *std::move(gap)));
+      new ReadCoalescer(gap_bytes, request_bytes, *std::move(gaps)));
 }
 
 void ReadCoalescer::Coalesce(FlightBatch& flights) const {
@@ -27,7 +28,7 @@ void ReadCoalescer::Coalesce(FlightBatch& flights) const {
       flights[kept++] = flight;
     } else {
       const uint64_t gap = flight->offset - (last->offset + last->bytes.iov_len);
-      if (gap > 0) first->vectors.push_back({gap_.data(), gap});
+      if (gap > 0) first->vectors.push_back({gaps_.data() + first->index * gap_bytes_, gap});
       first->vectors.push_back(flight->bytes);
       first->request.buffers = first->vectors;
       flight->first = first;

@@ -46,9 +46,10 @@ class ReadCoalescer {
  public:
   static constexpr size_t kMaxVectors = 64;  // of one request
 
-  // Ranges at most `gap_bytes` apart share a request of at most `request_bytes`; 0 of these: none
-  // ever do. kResourceExhausted when there is no memory for the bytes of a gap.
-  static absl::StatusOr<std::unique_ptr<ReadCoalescer>> Create(uint64_t gap_bytes,
+  // For flights with indices below `flights`. Ranges at most `gap_bytes` apart share a request of
+  // at most `request_bytes`; 0 of these: none ever do. kResourceExhausted when there is no memory
+  // for the bytes of the gaps.
+  static absl::StatusOr<std::unique_ptr<ReadCoalescer>> Create(size_t flights, uint64_t gap_bytes,
                                                                uint64_t request_bytes);
 
   // Sorts flights by where they lie on the device, links those that share a request, prepares the
@@ -58,13 +59,15 @@ class ReadCoalescer {
   void PrepareAlone(Flight& flight) const;
 
  private:
-  ReadCoalescer(uint64_t gap_bytes, uint64_t request_bytes, AlignedBuffer gap)
-      : gap_bytes_(gap_bytes), request_bytes_(request_bytes), gap_(std::move(gap)) {}
+  ReadCoalescer(uint64_t gap_bytes, uint64_t request_bytes, AlignedBuffer gaps)
+      : gap_bytes_(gap_bytes), request_bytes_(request_bytes), gaps_(std::move(gaps)) {}
   bool MayShare(const Flight& first, const Flight& last, const Flight& flight) const;
 
   const uint64_t gap_bytes_;
   const uint64_t request_bytes_;
-  const AlignedBuffer gap_;  // nobody looks at what arrives here, so all reads share it
+  // [flights, gap_bytes]: where the gaps of a request arrive, by its first flight. Nobody looks at
+  // them, but requests that threads carry out at once must not write to the same memory.
+  const AlignedBuffer gaps_;
 };
 
 }  // namespace terrace

@@ -219,7 +219,7 @@ absl::Status TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
     if (!headers.ok()) return headers.status();
     headers_ = *std::move(headers);
     absl::StatusOr<std::unique_ptr<ReadCoalescer>> coalescer =
-        ReadCoalescer::Create(options_.coalesce_gap_bytes, options_.coalesce_read_bytes);
+        ReadCoalescer::Create(kFlights, options_.coalesce_gap_bytes, options_.coalesce_read_bytes);
     if (!coalescer.ok()) return coalescer.status();
     coalescer_ = *std::move(coalescer);
     flights_.resize(kFlights);

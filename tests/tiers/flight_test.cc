@@ -11,6 +11,7 @@ namespace {
 using testing::ElementsAre;
 
 constexpr uint64_t kPage = kPageBytes;
+constexpr size_t kFlights = 256;
 
 // Flights of one page each at these pages of the device.
 class FlightsTest : public testing::Test {
@@ -42,7 +43,7 @@ class FlightsTest : public testing::Test {
 };
 
 TEST_F(FlightsTest, NeighboursShareARequestInTheOrderOfTheDevice) {
-  const auto coalescer = *ReadCoalescer::Create(0, 64 * kPage);
+  const auto coalescer = *ReadCoalescer::Create(kFlights, 0, 64 * kPage);
   FlightBatch batch = Make({9, 4, 3, 8, 5});
   coalescer->Coalesce(batch);
   ASSERT_EQ(batch.size(), 2u);
@@ -57,7 +58,7 @@ TEST_F(FlightsTest, NeighboursShareARequestInTheOrderOfTheDevice) {
 }
 
 TEST_F(FlightsTest, GapsUpToTheLimitAreReadAlong) {
-  const auto coalescer = *ReadCoalescer::Create(2 * kPage, 64 * kPage);
+  const auto coalescer = *ReadCoalescer::Create(kFlights, 2 * kPage, 64 * kPage);
   FlightBatch batch = Make({0, 3, 7});
   coalescer->Coalesce(batch);
   ASSERT_EQ(batch.size(), 2u);
@@ -68,8 +69,18 @@ TEST_F(FlightsTest, GapsUpToTheLimitAreReadAlong) {
   EXPECT_THAT(Pages(*batch[1]), ElementsAre(7));
 }
 
+TEST_F(FlightsTest, RequestsDoNotShareTheMemoryOfTheirGaps) {
+  const auto coalescer = *ReadCoalescer::Create(kFlights, 2 * kPage, 4 * kPage);
+  FlightBatch batch = Make({0, 3, 8, 10});
+  coalescer->Coalesce(batch);
+  ASSERT_EQ(batch.size(), 2u);
+  const auto* first = static_cast<std::byte*>(batch[0]->request.buffers[1].iov_base);
+  const auto* second = static_cast<std::byte*>(batch[1]->request.buffers[1].iov_base);
+  EXPECT_TRUE(first + 2 * kPage <= second || second + kPage <= first);
+}
+
 TEST_F(FlightsTest, ARequestIsNoLargerThanItsLimit) {
-  const auto coalescer = *ReadCoalescer::Create(kPage, 3 * kPage);
+  const auto coalescer = *ReadCoalescer::Create(kFlights, kPage, 3 * kPage);
   FlightBatch batch = Make({0, 1, 2, 3, 5, 6});
   coalescer->Coalesce(batch);
   ASSERT_EQ(batch.size(), 3u);
@@ -79,7 +90,7 @@ TEST_F(FlightsTest, ARequestIsNoLargerThanItsLimit) {
 }
 
 TEST_F(FlightsTest, ARequestHasNoMoreBuffersThanFit) {
-  const auto coalescer = *ReadCoalescer::Create(kPage, uint64_t{1} << 30);
+  const auto coalescer = *ReadCoalescer::Create(kFlights, kPage, uint64_t{1} << 30);
   std::vector<uint64_t> pages;
   for (uint64_t i = 0; i < 200; ++i) pages.push_back(2 * i);
   FlightBatch batch = Make(pages);
@@ -93,21 +104,21 @@ TEST_F(FlightsTest, ARequestHasNoMoreBuffersThanFit) {
 }
 
 TEST_F(FlightsTest, OverlappingReadsStayApart) {
-  const auto coalescer = *ReadCoalescer::Create(kPage, 64 * kPage);
+  const auto coalescer = *ReadCoalescer::Create(kFlights, kPage, 64 * kPage);
   FlightBatch batch = Make({5, 5});
   coalescer->Coalesce(batch);
   EXPECT_EQ(batch.size(), 2u);
 }
 
 TEST_F(FlightsTest, NothingIsSharedWhenSwitchedOff) {
-  const auto coalescer = *ReadCoalescer::Create(16 * kPage, 0);
+  const auto coalescer = *ReadCoalescer::Create(kFlights, 16 * kPage, 0);
   FlightBatch batch = Make({0, 1, 2});
   coalescer->Coalesce(batch);
   EXPECT_EQ(batch.size(), 3u);
 }
 
 TEST_F(FlightsTest, AFlightThatSharedMayTravelAloneAfterwards) {
-  const auto coalescer = *ReadCoalescer::Create(0, 64 * kPage);
+  const auto coalescer = *ReadCoalescer::Create(kFlights, 0, 64 * kPage);
   FlightBatch batch = Make({0, 1});
   coalescer->Coalesce(batch);
   ASSERT_EQ(batch.size(), 1u);
