@@ -111,6 +111,20 @@ absl::StatusOr<SsdFile> MakeFile(const SsdFileOptions& options) {
   return file;
 }
 
+absl::Status CheckKind(const SsdFileOptions& options, const struct stat& info) {
+  const auto invalid = [&options](auto&&... text) {
+    return absl::InvalidArgumentError(absl::StrCat("--file ", options.file, ": ", text...));
+  };
+  if (S_ISDIR(info.st_mode)) return invalid("is a directory; --dir makes a file in one");
+  if (!S_ISREG(info.st_mode) && !S_ISBLK(info.st_mode)) {
+    return invalid("is neither a regular file nor a block device");
+  }
+  if (S_ISREG(info.st_mode) && static_cast<uint64_t>(info.st_size) < kPageBytes) {
+    return invalid("has ", info.st_size, " bytes, less than one page of ", kPageBytes);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckMayWrite(const SsdFileOptions& options, const struct stat& info) {
   if (!options.writes || options.force) return absl::OkStatus();
   std::string reason = "it is not a file made by this run";
@@ -129,6 +143,7 @@ absl::StatusOr<SsdFile> OpenExisting(const SsdFileOptions& options) {
   if (::stat(options.file.c_str(), &info) != 0) {
     return absl::ErrnoToStatus(errno, absl::StrCat("--file ", options.file));
   }
+  if (absl::Status status = CheckKind(options, info); !status.ok()) return status;
   if (absl::Status status = CheckMayWrite(options, info); !status.ok()) return status;
   FileDeviceOptions device;
   device.path = options.file;
