@@ -99,11 +99,16 @@ TEST_F(CliSsdPlacesTest, OverlaysAreMeasuredWithAWarning) {
     cd "$mount" && mkdir lower upper work merged || exit 77
     mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged || exit 77
     ssd --dir merged --size 8MiB || exit 1
-    [ -z "$(ls -A merged)" ]
+    [ -z "$(ls -A merged)" ] || exit 3
+    # A layer from another filesystem keeps a device number that no mount has.
+    mkdir other upper2 work2 both && mount -t tmpfs none other && cp "$image" other/file || exit 77
+    mount -t overlay overlay -o lowerdir=other,upperdir=upper2,workdir=work2 both || exit 77
+    ssd --file both/file
   )sh");
   if (!possible) GTEST_SKIP() << Obstacle();
   EXPECT_EQ(run_.exit_code, 0) << run_.err;
   EXPECT_THAT(run_.out, AllOf(HasSubstr("filesystem overlay"), HasSubstr("Warning: overlay")));
+  EXPECT_EQ(Json()["filesystem"], "overlay");
 }
 
 TEST_F(CliSsdPlacesTest, ReadOnlyFilesystemIsReadButNotWritten) {
