@@ -12,8 +12,8 @@
 #include "absl/time/clock.h"
 #include "nlohmann/json.hpp"
 #include "tools/byte_size.h"
-#include "tools/json_file.h"
 #include "tools/model_shape.h"
+#include "tools/output_file.h"
 #include "tools/progress.h"
 #include "tools/replay.h"
 #include "tools/replay_report.h"
@@ -189,12 +189,12 @@ ExitCode Complain(const absl::Status& status, ExitCode code) {
 ExitCode RunReplay(const ReplayArguments& arguments) {
   const absl::StatusOr<Setup> setup = MakeSetup(arguments);
   if (!setup.ok()) return Complain(setup.status(), ExitCode::kBadUsage);
-  JsonFile json(arguments.json);
+  OutputFile json("--json", arguments.json);
   if (!json.status().ok()) return Complain(json.status(), ExitCode::kFailure);
   const absl::StatusOr<ReplayReport> report = RunTrace(arguments, *setup);
   if (!report.ok()) return Complain(report.status(), ExitCode::kFailure);
   const absl::Status printed = PrintText(ReplayText(*report));
-  const absl::Status written = json.Write(ReplayJson(*report));
+  const absl::Status written = json.Write(JsonText(ReplayJson(*report)));
   if (!printed.ok()) return Complain(printed, ExitCode::kFailure);
   if (!written.ok()) return Complain(written, ExitCode::kFailure);
   if (report->result.corrupt_blocks > 0) {

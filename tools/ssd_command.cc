@@ -1,9 +1,10 @@
 #include "tools/ssd_command.h"
 
+#include <sys/stat.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -18,7 +19,7 @@
 #include "io/aligned_buffer.h"
 #include "nlohmann/json.hpp"
 #include "tools/byte_size.h"
-#include "tools/json_file.h"
+#include "tools/output_file.h"
 #include "tools/progress.h"
 #include "tools/ssd_file.h"
 #include "tools/ssd_plot.h"
@@ -145,18 +146,16 @@ std::string KernelText() {
   return absl::StrCat(name.sysname, " ", name.release, " ", name.machine);
 }
 
-// Runs every row; a signal ends it early, with the rows so far.
+// Runs every row. A signal ends it early, with the rows that are complete.
 void RunRows(const SsdArguments& arguments, const Setup& setup, BlockDevice& device,
              absl::Span<std::byte> memory, const std::atomic<bool>& stop, ProgressLine& progress,
              SsdReport& report) {
-  const size_t total = setup.ops.size() * setup.blocks.size() * setup.depths.size();
   for (const SsdOp& op : setup.ops) {
     for (const uint64_t block : setup.blocks) {
       for (const size_t depth : setup.depths) {
-        if (stop.load(std::memory_order_relaxed)) return;
         progress.Update(absl::Now(),
-                        absl::StrCat("row ", report.rows.size() + 1, " of ", total, ": ", op.name,
-                                     " ", FormatByteSize(block), " depth ", depth));
+                        absl::StrCat("row ", report.rows.size() + 1, " of ", report.planned_rows,
+                                     ": ", op.name, " ", FormatByteSize(block), " depth ", depth));
         SsdRowOptions row;
         row.op = op;
         row.block_bytes = block;
@@ -165,7 +164,9 @@ void RunRows(const SsdArguments& arguments, const Setup& setup, BlockDevice& dev
         row.warmup = absl::Seconds(arguments.warmup);
         row.duration = absl::Seconds(arguments.seconds);
         row.seed = arguments.seed + report.rows.size();
-        report.rows.push_back(RunSsdRow(device, memory, row, stop));
+        SsdRow done = RunSsdRow(device, memory, row, stop);
+        if (stop.load(std::memory_order_relaxed)) return;
+        report.rows.push_back(std::move(done));
       }
     }
   }
@@ -186,6 +187,14 @@ absl::StatusOr<SsdReport> Measure(const SsdArguments& arguments, const Setup& se
   const iovec whole = {memory->data(), memory->size()};
   // Where the engine has none, or the limit on locked memory is too low, the setup shows it.
   static_cast<void>(file->device->RegisterBuffers({&whole, 1}));
+  SsdReport report;
+  report.device = file->device->info();
+  report.source = file->source;
+  report.filesystem = file->filesystem;
+  report.kernel = KernelText();
+  report.warning = file->warning;
+  report.size_bytes = file->size_bytes;
+  report.planned_rows = setup.ops.size() * setup.blocks.size() * setup.depths.size();
   ProgressLine progress(stderr);
   FillRandom(memory->span(), arguments.seed);
   if (file->owned) {
@@ -194,31 +203,22 @@ absl::StatusOr<SsdReport> Measure(const SsdArguments& arguments, const Setup& se
           progress.Update(absl::Now(), absl::StrCat("filling: ", FormatByteSize(bytes), " of ",
                                                     FormatByteSize(file->size_bytes)));
         });
+    if (absl::IsCancelled(filled)) return report;
     if (!filled.ok()) return filled;
   }
-  SsdReport report;
-  report.device = file->device->info();
-  report.source = file->source;
-  report.filesystem = file->filesystem;
-  report.kernel = KernelText();
-  report.warning = file->warning;
-  report.size_bytes = file->size_bytes;
   RunRows(arguments, setup, *file->device, memory->span(), stop, progress, report);
-  progress.Clear();
-  if (stop.load(std::memory_order_relaxed)) return absl::CancelledError("interrupted by a signal");
   return report;
 }
 
-absl::Status WritePlot(const std::string& path, const DeviceProfile& profile) {
+// Whether WriteDeviceProfile will be able to replace the file, found out before the run. It makes a
+// new file beside it and renames that, which must not befall a device such as /dev/stdout.
+absl::Status CheckProfilePath(const std::string& path) {
   if (path.empty()) return absl::OkStatus();
-  errno = 0;
-  std::FILE* file = std::fopen(path.c_str(), "we");
-  if (file == nullptr) return absl::ErrnoToStatus(errno, absl::StrCat("--plot ", path));
-  const std::string text = SsdPlot(profile);
-  const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
-  const bool closed = std::fclose(file) == 0;
-  if (written && closed) return absl::OkStatus();
-  return absl::ErrnoToStatus(errno, absl::StrCat("--plot ", path, ": cannot write"));
+  struct stat info = {};
+  if (::lstat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat("--profile ", path, ": is no regular file"));
+  }
+  return OutputFile("--profile", absl::StrCat(path, ".new.", ::getpid())).status();
 }
 
 ExitCode Complain(const absl::Status& status, ExitCode code) {
@@ -226,27 +226,48 @@ ExitCode Complain(const absl::Status& status, ExitCode code) {
   return code;
 }
 
+// What keeps the measurement from being whole and good.
+absl::Status EndOf(const SsdArguments& arguments, const SsdReport& report) {
+  const bool saves = !arguments.profile.empty() || !arguments.plot.empty();
+  const char* unsaved = saves ? "; --profile and --plot are not written" : "";
+  if (report.interrupted()) {
+    return absl::CancelledError(absl::StrCat("interrupted by a signal", unsaved));
+  }
+  if (report.errors() > 0) {
+    return absl::DataLossError(
+        absl::StrCat(report.errors(), " requests failed; the rows say which first", unsaved));
+  }
+  return absl::OkStatus();
+}
+
 ExitCode RunSsd(const SsdArguments& arguments) {
   const absl::StatusOr<Setup> setup = MakeSetup(arguments);
   if (!setup.ok()) return Complain(setup.status(), ExitCode::kBadUsage);
-  const std::atomic<bool>& stop = StopOnSignals();
-  JsonFile json(arguments.json);
-  if (!json.status().ok()) return Complain(json.status(), ExitCode::kFailure);
-  const absl::StatusOr<SsdReport> report = Measure(arguments, *setup, stop);
-  if (!report.ok()) return Complain(report.status(), ExitCode::kFailure);
-  const DeviceProfile profile = SsdProfile(*report);
-  absl::Status saved;
-  if (!arguments.profile.empty()) saved = WriteDeviceProfile(profile, arguments.profile);
-  for (const absl::Status& status : {PrintText(SsdText(*report)), json.Write(SsdJson(*report)),
-                                     saved, WritePlot(arguments.plot, profile)}) {
+  OutputFile json("--json", arguments.json);
+  OutputFile plot("--plot", arguments.plot);
+  for (const absl::Status& status :
+       {json.status(), plot.status(), CheckProfilePath(arguments.profile)}) {
     if (!status.ok()) return Complain(status, ExitCode::kFailure);
   }
-  if (report->errors() > 0) {
-    return Complain(absl::DataLossError(absl::StrCat(report->errors(),
-                                                     " requests failed; the rows say which first")),
-                    ExitCode::kFailure);
+  const absl::StatusOr<SsdReport> report = Measure(arguments, *setup, StopOnSignals());
+  if (!report.ok()) return Complain(report.status(), ExitCode::kFailure);
+  const absl::Status end = EndOf(arguments, *report);
+  std::vector<absl::Status> results = {PrintText(SsdText(*report)),
+                                       json.Write(JsonText(SsdJson(*report)))};
+  // Neither of these says what it lacks, so half of one must not replace a whole one.
+  if (end.ok()) {
+    const DeviceProfile profile = SsdProfile(*report);
+    results.push_back(plot.Write(SsdPlot(profile)));
+    if (!arguments.profile.empty()) {
+      results.push_back(WriteDeviceProfile(profile, arguments.profile));
+    }
   }
-  return ExitCode::kSuccess;
+  results.push_back(end);
+  ExitCode code = ExitCode::kSuccess;
+  for (const absl::Status& status : results) {
+    if (!status.ok()) code = Complain(status, ExitCode::kFailure);
+  }
+  return code;
 }
 
 void AddPlaceOptions(CLI::App& command, SsdArguments& arguments) {
@@ -287,7 +308,7 @@ void AddSsdCommand(CLI::App& app, std::function<ExitCode()>& run) {
   command->add_option("--seed", arguments->seed, "Seed of offsets and bytes")
       ->check(CLI::Validator(CheckUnsigned, ""));
   command->add_option("--json", arguments->json, "Write the result as JSON")->type_name("FILE");
-  command->add_option("--profile", arguments->profile, "Write a device profile for the runtime")
+  command->add_option("--profile", arguments->profile, "Write a device profile for the library")
       ->type_name("FILE");
   command->add_option("--plot", arguments->plot, "Write a diagram")->type_name("FILE.svg");
   command->callback([arguments, &run] { run = [arguments] { return RunSsd(*arguments); }; });

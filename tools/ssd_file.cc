@@ -1,5 +1,6 @@
 #include "tools/ssd_file.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/sysmacros.h>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
@@ -36,6 +38,7 @@ std::string DeviceNumber(dev_t device) { return absl::StrCat(major(device), ":",
 
 // One line of /proc/self/mountinfo, see proc(5).
 struct Mount {
+  uint64_t id = 0;
   std::string device;  // "259:1"
   std::string point;
   std::string filesystem;
@@ -48,18 +51,33 @@ std::vector<Mount> ParseMounts(absl::string_view mountinfo) {
     const std::vector<std::string> fields = absl::StrSplit(line, ' ');
     const auto dash = std::find(fields.begin(), fields.end(), "-");
     if (fields.size() < 6 || fields.end() - dash < 3) continue;
-    mounts.push_back({fields[2], fields[4], dash[1], dash[2]});
+    uint64_t id = 0;
+    if (!absl::SimpleAtoi(fields[0], &id)) continue;
+    mounts.push_back({id, fields[2], fields[4], dash[1], dash[2]});
   }
   return mounts;
 }
 
-void DescribePlace(const struct stat& info, SsdFile& file) {
-  file.filesystem = S_ISBLK(info.st_mode) ? "none" : "unknown";
+// The mount that a file was reached through. The device number of the file does not tell: btrfs and
+// overlay have some of their own, which are in no list.
+std::optional<uint64_t> MountId(const std::string& path) {
+  struct statx found = {};
+  if (::statx(AT_FDCWD, path.c_str(), 0, STATX_MNT_ID, &found) != 0) return std::nullopt;
+  if ((found.stx_mask & STATX_MNT_ID) == 0) return std::nullopt;
+  return found.stx_mnt_id;
+}
+
+void DescribePlace(const std::string& path, const struct stat& info, SsdFile& file) {
+  if (S_ISBLK(info.st_mode)) {
+    file.source = path;
+    file.filesystem = "none";
+    return;
+  }
   file.source = "unknown";
-  if (S_ISBLK(info.st_mode)) return;
-  const std::string number = DeviceNumber(info.st_dev);
+  file.filesystem = "unknown";
+  const std::optional<uint64_t> id = MountId(path);
   for (const Mount& mount : ParseMounts(ReadText("/proc/self/mountinfo"))) {
-    if (mount.device != number) continue;
+    if (mount.id != id) continue;
     file.filesystem = mount.filesystem;
     file.source = mount.source;
   }
@@ -104,11 +122,25 @@ absl::StatusOr<SsdFile> MakeFile(const SsdFileOptions& options) {
   if (!opened.ok()) return opened.status();
   SsdFile file;
   struct stat info = {};
-  if (::stat(device.path.c_str(), &info) == 0) DescribePlace(info, file);
+  if (::stat(device.path.c_str(), &info) == 0) DescribePlace(device.path, info, file);
   file.device = *std::move(opened);
   file.size_bytes = options.size_bytes;
   file.owned = true;
   return file;
+}
+
+absl::Status CheckKind(const SsdFileOptions& options, const struct stat& info) {
+  const auto invalid = [&options](auto&&... text) {
+    return absl::InvalidArgumentError(absl::StrCat("--file ", options.file, ": ", text...));
+  };
+  if (S_ISDIR(info.st_mode)) return invalid("is a directory; --dir makes a file in one");
+  if (!S_ISREG(info.st_mode) && !S_ISBLK(info.st_mode)) {
+    return invalid("is neither a regular file nor a block device");
+  }
+  if (S_ISREG(info.st_mode) && static_cast<uint64_t>(info.st_size) < kPageBytes) {
+    return invalid("has ", info.st_size, " bytes, less than one page of ", kPageBytes);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckMayWrite(const SsdFileOptions& options, const struct stat& info) {
@@ -129,6 +161,7 @@ absl::StatusOr<SsdFile> OpenExisting(const SsdFileOptions& options) {
   if (::stat(options.file.c_str(), &info) != 0) {
     return absl::ErrnoToStatus(errno, absl::StrCat("--file ", options.file));
   }
+  if (absl::Status status = CheckKind(options, info); !status.ok()) return status;
   if (absl::Status status = CheckMayWrite(options, info); !status.ok()) return status;
   FileDeviceOptions device;
   device.path = options.file;
@@ -139,8 +172,7 @@ absl::StatusOr<SsdFile> OpenExisting(const SsdFileOptions& options) {
   absl::StatusOr<std::unique_ptr<BlockDevice>> opened = OpenFileDevice(device);
   if (!opened.ok()) return opened.status();
   file.device = *std::move(opened);
-  DescribePlace(info, file);
-  if (S_ISBLK(info.st_mode)) file.source = options.file;
+  DescribePlace(options.file, info, file);
   // A last page that is not whole stays unused.
   uint64_t size = file.device->info().size_bytes;
   if (S_ISREG(info.st_mode)) size = static_cast<uint64_t>(info.st_size) / kPageBytes * kPageBytes;

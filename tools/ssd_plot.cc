@@ -23,6 +23,7 @@ constexpr double kLegendTop = kTop + kPanelHeight + 70;
 constexpr double kLegendColumn = 240;
 constexpr double kLegendLine = 20;
 constexpr size_t kLegendColumns = 4;
+constexpr double kDigitWidth = 8;
 constexpr double kWidth = 1000;
 
 // The palette of Okabe and Ito, which colour-blind readers can tell apart, in tones that show on
@@ -93,9 +94,12 @@ class Panel {
     }
     if (depths.empty()) return "";
     low_x_ = std::log2(static_cast<double>(*depths.begin()));
-    high_x_ = std::max(low_x_ + 1, std::log2(static_cast<double>(*depths.rbegin())));
-    std::string text = Frame();
-    for (const size_t depth : depths) text += XTick(depth);
+    high_x_ = std::log2(static_cast<double>(*depths.rbegin()));
+    if (depths.size() == 1) {  // goes into the middle
+      low_x_ -= 0.5;
+      high_x_ += 0.5;
+    }
+    std::string text = Frame() + XTicks(depths);
     text += logarithmic_ ? LogarithmicTicks(smallest, largest) : LinearTicks(largest);
     for (const Series& series : all) text += Line(series);
     return text;
@@ -107,7 +111,7 @@ class Panel {
            kPanelWidth * (std::log2(static_cast<double>(depth)) - low_x_) / (high_x_ - low_x_);
   }
   double Y(double value) const {
-    if (logarithmic_) value = std::log10(std::max(value, 1e-9));
+    if (logarithmic_) value = std::log10(std::max(value, 1e-3));
     return kTop + kPanelHeight * (1 - (value - low_y_) / (high_y_ - low_y_));
   }
 
@@ -120,18 +124,30 @@ class Panel {
         kTop + kPanelHeight + 40);
   }
 
-  std::string XTick(size_t depth) const {
-    return absl::StrFormat(
-        "<line class=\"grid\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n"
-        "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%d</text>\n",
-        X(depth), kTop, X(depth), kTop + kPanelHeight, X(depth), kTop + kPanelHeight + 18, depth);
+  // A line for each depth, and its number where there is room for it.
+  std::string XTicks(const std::set<size_t>& depths) const {
+    std::string text;
+    double free_from = 0;
+    for (const size_t depth : depths) {
+      const double x = X(depth);
+      absl::StrAppendFormat(
+          &text, "<line class=\"grid\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n", x,
+          kTop, x, kTop + kPanelHeight);
+      const std::string label = absl::StrCat(depth);
+      const double half_width = kDigitWidth * static_cast<double>(label.size() + 1) / 2;
+      if (x - half_width < free_from) continue;
+      free_from = x + half_width;
+      absl::StrAppendFormat(&text, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%s</text>\n",
+                            x, kTop + kPanelHeight + 18, label);
+    }
+    return text;
   }
 
-  std::string YTick(double value) const {
+  std::string YTick(double value, const std::string& label) const {
     return absl::StrFormat(
         "<line class=\"grid\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n"
-        "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%g</text>\n",
-        left_, Y(value), left_ + kPanelWidth, Y(value), left_ - 6, Y(value) + 4, value);
+        "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%s</text>\n",
+        left_, Y(value), left_ + kPanelWidth, Y(value), left_ - 6, Y(value) + 4, label);
   }
 
   // Round steps, 1, 2 or 5 times a power of ten, from 0.
@@ -143,16 +159,35 @@ class Panel {
     low_y_ = 0;
     high_y_ = std::ceil(largest / step) * step;
     std::string text;
-    for (double value = 0; value <= high_y_ + step / 2; value += step) text += YTick(value);
+    for (double value = 0; value <= high_y_ + step / 2; value += step) {
+      text += YTick(value, absl::StrFormat("%g", value));
+    }
     return text;
   }
 
+  // Microseconds from the last round value below all to the first one above.
   std::string LogarithmicTicks(double smallest, double largest) {
-    low_y_ = std::floor(std::log10(std::max(smallest, 1e-3)));
-    high_y_ = std::max(low_y_ + 1, std::ceil(std::log10(std::max(largest, 1e-3))));
+    std::vector<double> ticks;
+    for (double power = 1e-3; power < 1e10; power *= 10) {
+      for (const double factor : {1, 2, 5}) {
+        const double value = power * factor;
+        if (value <= smallest) ticks.clear();
+        ticks.push_back(value);
+        if (value > largest) break;
+      }
+      if (ticks.back() > largest) break;
+    }
+    low_y_ = std::log10(ticks.front());
+    high_y_ = std::log10(ticks.back());
     std::string text;
-    for (double power = low_y_; power <= high_y_; ++power) text += YTick(std::pow(10, power));
+    for (const double value : ticks) text += YTick(value, LatencyLabel(value));
     return text;
+  }
+
+  static std::string LatencyLabel(double value_us) {
+    if (value_us < 999) return absl::StrFormat("%g us", value_us);
+    if (value_us < 999e3) return absl::StrFormat("%g ms", value_us / 1e3);
+    return absl::StrFormat("%g s", value_us / 1e6);
   }
 
   std::string Line(const Series& series) const {
@@ -162,7 +197,7 @@ class Panel {
       const double x = X(row->depth);
       const double y = Y(value_(*row));
       absl::StrAppendFormat(&points, "%.1f,%.1f ", x, y);
-      absl::StrAppendFormat(&dots, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\" %s/>\n", x, y,
+      absl::StrAppendFormat(&dots, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"1.5\" %s/>\n", x, y,
                             series.style);
     }
     return absl::StrCat("<polyline points=\"", points, "\" ", series.style, "/>\n", dots);
@@ -178,11 +213,18 @@ class Panel {
   double high_y_ = 1;
 };
 
-std::string Legend(const std::vector<Series>& all) {
+// A column for each block size if they fit.
+size_t LegendColumns(const std::vector<Series>& all) {
+  std::set<uint64_t> sizes;
+  for (const Series& series : all) sizes.insert(series.block_bytes);
+  return sizes.size() > 1 && sizes.size() < kLegendColumns ? sizes.size() : kLegendColumns;
+}
+
+std::string Legend(const std::vector<Series>& all, size_t columns) {
   std::string text;
   for (size_t i = 0; i < all.size(); ++i) {
-    const double x = 40 + kLegendColumn * static_cast<double>(i % kLegendColumns);
-    const double y = kLegendTop + kLegendLine * static_cast<double>(i / kLegendColumns);
+    const double x = 40 + kLegendColumn * static_cast<double>(i % columns);
+    const double y = kLegendTop + kLegendLine * static_cast<double>(i / columns);
     absl::StrAppendFormat(&text,
                           "<polyline points=\"%.0f,%.0f %.0f,%.0f\" %s/>\n"
                           "<text x=\"%.0f\" y=\"%.0f\">%s</text>\n",
@@ -193,15 +235,15 @@ std::string Legend(const std::vector<Series>& all) {
 }
 
 constexpr char kStyle[] = R"(<style>
-svg { background: #ffffff; }
+.paper { fill: #ffffff; }
 text { font: 13px sans-serif; fill: #222222; }
 .title { font-weight: bold; font-size: 15px; }
 .frame { fill: none; stroke: #888888; }
 .grid { stroke: #888888; stroke-opacity: 0.25; }
 polyline { fill: none; stroke-width: 2; }
-circle { stroke-dasharray: none; stroke-width: 2; }
+circle { fill: none; stroke-dasharray: none; stroke-width: 3; }
 @media (prefers-color-scheme: dark) {
-  svg { background: #16181c; }
+  .paper { fill: #16181c; }
   text { fill: #e6e6e6; }
 }
 </style>
@@ -211,22 +253,24 @@ circle { stroke-dasharray: none; stroke-width: 2; }
 
 std::string SsdPlot(const DeviceProfile& profile) {
   const std::vector<Series> all = MakeSeries(profile);
-  const size_t legend_lines = (all.size() + kLegendColumns - 1) / kLegendColumns;
+  const size_t columns = LegendColumns(all);
+  const size_t legend_lines = (all.size() + columns - 1) / columns;
   const double height = kLegendTop + kLegendLine * static_cast<double>(legend_lines) + 10;
   Panel bandwidth(
       kLeft[0], "Bandwidth (GB/s)",
       [](const DeviceProfile::Row& row) { return row.bytes_per_second * 1e-9; },
       /*logarithmic=*/false);
   Panel latency(
-      kLeft[1], "p99 latency (us)", [](const DeviceProfile::Row& row) { return row.p99_us; },
+      kLeft[1], "p99 latency", [](const DeviceProfile::Row& row) { return row.p99_us; },
       /*logarithmic=*/true);
   return absl::StrCat(
       absl::StrFormat("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" "
                       "width=\"%.0f\" height=\"%.0f\" role=\"img\">\n",
                       kWidth, height, kWidth, height),
       "<title>", Escape(profile.device), "</title>\n", kStyle,
-      "<text x=\"40\" y=\"24\" class=\"title\">", Escape(profile.device), "</text>\n",
-      bandwidth.Draw(all), latency.Draw(all), Legend(all), "</svg>\n");
+      "<rect class=\"paper\" width=\"100%\" height=\"100%\"/>\n",
+      "<text x=\"40\" y=\"24\" class=\"title\">terrace ssd on ", Escape(profile.device),
+      "</text>\n", bandwidth.Draw(all), latency.Draw(all), Legend(all, columns), "</svg>\n");
 }
 
 }  // namespace terrace

@@ -47,14 +47,18 @@ std::string RowTable(const SsdReport& report) {
   return table.ToString();
 }
 
-// Where it ran, and what weakens the figures.
 std::string PlaceText(const SsdReport& report) {
-  std::string text = absl::StrCat(
-      "Measured on ", report.source, ", filesystem ", report.filesystem, ", ", report.kernel, ", ",
-      FormatByteSize(report.size_bytes), ".\n", "Engine ", IoEngineName(report.device.engine), " (",
-      report.device.engine_reason, "; ", report.device.engine_setup, "), ",
-      report.device.direct_io ? "direct I/O (" : "NO direct I/O (", report.device.direct_reason,
-      ").\n");
+  const DeviceInfo& device = report.device;
+  return absl::StrCat("Measured on ", report.source, ", filesystem ", report.filesystem, ", ",
+                      report.kernel, ", ", FormatByteSize(report.size_bytes), ".\n", "Engine ",
+                      IoEngineName(device.engine), " (", device.engine_reason, "; ",
+                      device.engine_setup, "), ", device.direct_io ? "direct" : "NO direct",
+                      " I/O (", device.direct_reason, ").\n");
+}
+
+// What weakens the figures.
+std::string CaveatText(const SsdReport& report) {
+  std::string text;
   if (!report.device.direct_io) {
     absl::StrAppend(&text, "The page cache serves these requests: this is no figure of a disk.\n");
   }
@@ -64,6 +68,10 @@ std::string PlaceText(const SsdReport& report) {
   if (limited > 0) {
     absl::StrAppend(&text, "The engine has at most ", report.device.depth,
                     " requests in the kernel at once; deeper rows wait in front of it.\n");
+  }
+  if (report.interrupted()) {
+    absl::StrAppend(&text, "Interrupted: only ", report.rows.size(), " of ", report.planned_rows,
+                    " rows are complete, and the advice rests on them alone.\n");
   }
   return text;
 }
@@ -119,12 +127,16 @@ nlohmann::ordered_json SsdJson(const SsdReport& report) {
           {"filesystem", report.filesystem},
           {"kernel", report.kernel},
           {"size_bytes", report.size_bytes},
-          {"warning", report.warning}};
+          {"warning", report.warning},
+          {"interrupted", report.interrupted()}};
 }
 
 std::string SsdText(const SsdReport& report) {
-  return absl::StrCat(RowTable(report), "\n", PlaceText(report), ErrorText(report), "\n",
-                      SsdAdvice(SsdProfile(report)));
+  if (report.rows.empty() && report.interrupted()) {
+    return absl::StrCat(PlaceText(report), "Interrupted before the first row was complete.\n");
+  }
+  return absl::StrCat(PlaceText(report), "\n", RowTable(report), "\n", CaveatText(report),
+                      ErrorText(report), SsdAdvice(SsdProfile(report)));
 }
 
 std::string SsdAdvice(const DeviceProfile& profile) {

@@ -22,12 +22,15 @@ struct SsdReport {
   std::string kernel;      // "Linux 6.18.0 x86_64"
   std::string warning;     // why the figures may mislead, or empty
   uint64_t size_bytes = 0;
+  size_t planned_rows = 0;
 
   uint64_t errors() const;
+  // Whether a signal ended it before all rows were complete.
+  bool interrupted() const { return rows.size() < planned_rows; }
 };
 
 nlohmann::ordered_json SsdJson(const SsdReport& report);
-// The table that people read, where it was measured, errors if any, and the advice.
+// For people: where it was measured, the table, what weakens it, errors if any, and the advice.
 std::string SsdText(const SsdReport& report);
 // What it recommends for KV blocks, in words. Says what is missing when it measured too little.
 std::string SsdAdvice(const DeviceProfile& profile);

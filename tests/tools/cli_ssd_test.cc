@@ -6,6 +6,7 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,7 +23,9 @@
 namespace terrace {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 class CliSsdTest : public ::testing::Test {
  protected:
@@ -52,6 +55,18 @@ class CliSsdTest : public ::testing::Test {
     const std::string path = dir_.Join("existing");
     std::ofstream(path, std::ios::binary) << std::string(bytes, 'x');
     return path;
+  }
+  static std::string ReadFile(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  }
+  static RunOptions SignalAfter(absl::Duration delay, int signal) {
+    RunOptions options;
+    options.signals = {signal};
+    options.signal_when = [due = absl::Now() + delay](const std::string&) {
+      return absl::Now() >= due;
+    };
+    return options;
   }
   bool NothingLeft() const { return std::filesystem::is_empty(work_); }
 
@@ -129,17 +144,14 @@ TEST_F(CliSsdTest, ExistingFileIsReadWithoutForceOnly) {
   const RunResult refused = Ssd({"--file", path, "--size", "0", "--op", "randread,randwrite"});
   EXPECT_EQ(refused.exit_code, 1);
   EXPECT_THAT(refused.err, HasSubstr("--force"));
-  std::ifstream file(path, std::ios::binary);
-  const std::string content((std::istreambuf_iterator<char>(file)), {});
-  EXPECT_EQ(content, std::string(1 << 20, 'x')) << "untouched";
+  EXPECT_EQ(ReadFile(path), std::string(1 << 20, 'x')) << "untouched";
 }
 
 TEST_F(CliSsdTest, ForceWritesWithinTheSizeAndKeepsTheFile) {
   const std::string path = MakeFile(1 << 20);
   const RunResult run = Ssd({"--file", path, "--size", "512k", "--op", "seqwrite", "--force"});
   EXPECT_EQ(run.exit_code, 0) << run.err;
-  std::ifstream file(path, std::ios::binary);
-  const std::string content((std::istreambuf_iterator<char>(file)), {});
+  const std::string content = ReadFile(path);
   ASSERT_EQ(content.size(), 1 << 20);
   EXPECT_EQ(content.substr(512 << 10), std::string(512 << 10, 'x'));
   EXPECT_NE(content.substr(0, 4096), std::string(4096, 'x'));
@@ -151,36 +163,133 @@ TEST_F(CliSsdTest, FilesThatDoNotFitAreRefused) {
   const RunResult large = Ssd({"--file", path, "--size", "0", "--block-bytes", "2MiB"});
   EXPECT_EQ(large.exit_code, 1);
   EXPECT_THAT(large.err, HasSubstr("--block-bytes"));
-  EXPECT_THAT(Ssd({"--file", dir_.Join("none")}).err, HasSubstr("No such file"));
+}
+
+TEST_F(CliSsdTest, FilesThatAreNoneAreRefused) {
+  const std::string empty = dir_.Join("empty");
+  std::ofstream(empty).close();
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {dir_.Join("none"), "No such file"},
+      {work_, "is a directory"},
+      {empty, "has 0 bytes, less than one page"},
+      {"/dev/null", "neither a regular file nor a block device"},
+  };
+  for (const auto& [path, what] : cases) {
+    for (const char* op : {"randread", "randwrite"}) {
+      const RunResult run = Ssd({"--file", path, "--size", "0", "--op", op});
+      EXPECT_EQ(run.exit_code, 1) << path;
+      EXPECT_THAT(run.err, AllOf(HasSubstr("--file " + path), HasSubstr(what)));
+      EXPECT_THAT(run.out, IsEmpty());
+      EXPECT_FALSE(std::filesystem::exists(json_path_)) << "made for nothing";
+    }
+  }
+  EXPECT_EQ(std::filesystem::file_size(empty), 0);
+}
+
+TEST_F(CliSsdTest, DirectoriesThatAreNoneAreRefused) {
+  for (const std::string& path : {dir_.Join("none"), MakeFile(4096)}) {
+    const RunResult run = Ssd({"--dir", path});
+    EXPECT_EQ(run.exit_code, 1);
+    EXPECT_THAT(run.err, HasSubstr("--dir " + path));
+  }
+}
+
+TEST_F(CliSsdTest, FileThatCannotGrowIsAClearErrorAndRemoved) {
+  RunOptions options;
+  options.max_file_bytes = 1 << 20;
+  const RunResult run = SsdInDir({}, options);
+  EXPECT_EQ(run.exit_code, 1) << run.signal;
+  EXPECT_THAT(run.err, HasSubstr("File too large"));
+  EXPECT_TRUE(NothingLeft());
+}
+
+TEST_F(CliSsdTest, BadOutputPathsAreKnownBeforeTheRun) {
+  const std::string absent = dir_.Join("absent/file");
+  for (const char* flag : {"--json", "--profile", "--plot"}) {
+    for (const std::string& path : {absent, dir_.path()}) {
+      const RunResult run = SsdInDir({flag, path, "--seconds", "3600"});
+      EXPECT_EQ(run.exit_code, 1) << flag << " " << path;
+      EXPECT_THAT(run.err, AllOf(HasSubstr(flag), HasSubstr(path)));
+      EXPECT_THAT(run.out, IsEmpty());
+    }
+  }
+  // A profile is renamed into its place, so nothing but a file may be there.
+  const std::string link = dir_.Join("link");
+  std::filesystem::create_symlink("/dev/null", link);
+  const RunResult run = SsdInDir({"--profile", link, "--seconds", "3600"});
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_THAT(run.err, HasSubstr("no regular file"));
+  EXPECT_TRUE(std::filesystem::is_symlink(link));
+}
+
+TEST_F(CliSsdTest, FailedRunLeavesOldResultsAsTheyAre) {
+  const Arguments outputs = {"--json", json_path_,       "--profile", dir_.Join("profile"),
+                             "--plot", dir_.Join("plot")};
+  for (const size_t i : {1, 3, 5}) std::ofstream(outputs[i]) << "old";
+  Arguments arguments = outputs;
+  arguments.insert(arguments.end(), {"--size", "4096TiB"});
+  EXPECT_EQ(SsdInDir(arguments).exit_code, 1);
+  for (const size_t i : {1, 3, 5}) EXPECT_EQ(ReadFile(outputs[i]), "old") << outputs[i];
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir_.path()), {}), 4)
+      << "three results and the working directory";
 }
 
 TEST_F(CliSsdTest, SignalEndsItAndNothingIsLeft) {
   for (const int signal : {SIGINT, SIGTERM, SIGKILL}) {
-    RunOptions options;
-    options.signals = {signal};
-    const absl::Time begin = absl::Now();
-    options.signal_when = [&](const std::string&) {
-      return absl::Now() - begin > absl::Milliseconds(500);
-    };
-    const RunResult run = SsdInDir({"--seconds", "60"}, options);
-    if (signal != SIGKILL) {
-      EXPECT_EQ(run.exit_code, 1) << run.signal;
-      EXPECT_THAT(run.err, HasSubstr("interrupted"));
-    }
+    const RunResult run =
+        SsdInDir({"--seconds", "3600"}, SignalAfter(absl::Milliseconds(500), signal));
     EXPECT_LT(run.after_signal, absl::Seconds(20));
     EXPECT_TRUE(NothingLeft()) << signal;
+    if (signal == SIGKILL) continue;
+    EXPECT_EQ(run.exit_code, 1) << run.signal;
+    EXPECT_THAT(run.err, HasSubstr("interrupted"));
+    EXPECT_THAT(run.out, HasSubstr("Interrupted before the first row was complete"));
+    EXPECT_EQ(Json()["interrupted"], true);
+    EXPECT_EQ(Json()["results"].size(), 0);
   }
+}
+
+TEST_F(CliSsdTest, SignalKeepsTheRowsThatAreComplete) {
+  const std::string profile = dir_.Join("profile");
+  const std::string plot = dir_.Join("plot");
+  std::ofstream(profile) << "old";
+  // Hundreds of rows, of which a slow machine completes the first one later.
+  std::string depths = "1";
+  for (int depth = 2; depth <= 500; ++depth) depths += "," + std::to_string(depth);
+  RunResult run;
+  size_t rows = 0;
+  for (absl::Duration delay = absl::Milliseconds(500); rows == 0 && delay < absl::Seconds(20);
+       delay *= 2) {
+    run = SsdInDir({"--depth", depths, "--seconds", "0.1", "--profile", profile, "--plot", plot},
+                   SignalAfter(delay, SIGINT));
+    rows = Json()["results"].size();
+  }
+  EXPECT_EQ(run.exit_code, 1) << run.signal;
+  EXPECT_GT(rows, 0);
+  EXPECT_LT(rows, 500);
+  EXPECT_EQ(Json()["interrupted"], true);
+  EXPECT_EQ(Json()["results"][0]["depth"], 1);
+  EXPECT_GE(Json()["results"][rows - 1]["seconds"], 0.09) << "rows are whole";
+  EXPECT_THAT(run.out, HasSubstr("Interrupted: only " + std::to_string(rows) + " of 500 rows"));
+  EXPECT_THAT(run.err, AllOf(HasSubstr("interrupted by a signal"), HasSubstr("not written")));
+  EXPECT_EQ(ReadFile(profile), "old") << "a part does not replace it";
+  EXPECT_FALSE(std::filesystem::exists(plot));
+  EXPECT_TRUE(NothingLeft());
 }
 
 TEST_F(CliSsdTest, KernelWithoutIoUringGetsThreads) {
   if (!CanForbidSyscalls()) GTEST_SKIP() << "no seccomp filters here";
-  EXPECT_EXIT(
-      {
-        ForbidSyscall(SYS_io_uring_setup, EPERM);
-        const RunResult run = SsdInDir({});
-        exit(run.exit_code == 0 && run.out.find("Engine threads (") != std::string::npos ? 0 : 1);
-      },
-      ::testing::ExitedWithCode(0), "");
+  const auto check = [this] {
+    ForbidSyscall(SYS_io_uring_setup, EPERM);
+    const RunResult run = SsdInDir({});
+    const size_t engine = run.out.find("Engine threads (io_uring is not available: ");
+    if (run.exit_code != 0 || engine == std::string::npos) return 1;
+    if (engine > run.out.find("bandwidth") || Json()["engine"] != "threads") return 2;
+    const RunResult forced = SsdInDir({"--engine", "io_uring"});
+    if (forced.exit_code != 1) return 3;
+    return forced.err.find("io_uring is not available") != std::string::npos ? 0 : 4;
+  };
+  EXPECT_EXIT(exit(check()), ::testing::ExitedWithCode(0), "");
 }
 
 }  // namespace

@@ -1,13 +1,10 @@
 #include "tools/ssd_report.h"
 
-#include <fstream>
 #include <string>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
-#include "tests/support/temp_dir.h"
-#include "tools/ssd_file.h"
 #include "tools/ssd_plot.h"
 
 namespace terrace {
@@ -81,6 +78,30 @@ TEST(SsdReportTest, PageCacheIsNoDisk) {
   EXPECT_THAT(SsdText(report), HasSubstr("page cache"));
 }
 
+TEST(SsdReportTest, TheEngineStandsAboveTheTable) {
+  SsdReport report = Report();
+  report.device.engine = IoEngine::kThreads;
+  report.device.engine_reason = "io_uring is not available: no";
+  const std::string text = SsdText(report);
+  EXPECT_LT(text.find("Engine threads (io_uring is not available: no"), text.find("bandwidth"));
+  EXPECT_EQ(SsdJson(report)["engine"], "threads");
+  EXPECT_EQ(SsdJson(report)["engine_reason"], "io_uring is not available: no");
+}
+
+TEST(SsdReportTest, InterruptedRunSaysHowManyRowsAreComplete) {
+  SsdReport report = Report();
+  report.planned_rows = report.rows.size();
+  EXPECT_THAT(SsdText(report), Not(HasSubstr("Interrupted")));
+  EXPECT_EQ(SsdJson(report)["interrupted"], false);
+  report.planned_rows = 32;
+  EXPECT_THAT(SsdText(report), HasSubstr("Interrupted: only 5 of 32 rows are complete"));
+  EXPECT_EQ(SsdJson(report)["interrupted"], true);
+  report.rows.clear();
+  EXPECT_THAT(SsdText(report), HasSubstr("Interrupted before the first row was complete"));
+  EXPECT_THAT(SsdText(report), Not(HasSubstr("bandwidth")));
+  EXPECT_EQ(SsdJson(report)["results"], nlohmann::json::array());
+}
+
 TEST(SsdReportTest, AdviceFollowsFromRandomReads) {
   const std::string advice = SsdAdvice(SsdProfile(Report()));
   EXPECT_THAT(advice, HasSubstr("at least 128 KiB at a time with 8 reads in flight"));
@@ -112,25 +133,26 @@ TEST(SsdPlotTest, IsWellFormed) {
   }
 }
 
-constexpr char kMounts[] =
-    "22 1 259:2 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p2 rw\n"
-    "23 22 0:5 / /dev rw - devtmpfs udev rw\n";
+TEST(SsdPlotTest, DepthsThatLieCloseShareALabel) {
+  SsdReport report = Report();
+  for (size_t depth = 1; depth <= 64; ++depth) {
+    report.rows.push_back(Row("randread", 4096, depth, 1'000));
+  }
+  const std::string svg = SsdPlot(SsdProfile(report));
+  for (const char* label : {">2<", ">4<", ">8<"}) EXPECT_EQ(Count(svg, label), 2) << label;
+  for (const char* label : {">7<", ">9<", ">64<"}) EXPECT_EQ(Count(svg, label), 0) << label;
+  EXPECT_EQ(Count(svg, "x1=\"480.0\""), 1) << "every depth has its line";
+}
 
-TEST(FindDeviceUserTest, FindsMountsPartitionsAndHolders) {
-  const TempDir dir;
-  const auto make = [&](const std::string& name) {
-    ASSERT_EQ(system(("mkdir -p '" + dir.Join(name) + "'").c_str()), 0);
-  };
-  make("dev/block/259:0/nvme0n1p2");
-  make("dev/block/259:0/holders");
-  make("dev/block/8:0/holders/dm-0");
-  make("dev/block/8:16/holders");
-  std::ofstream(dir.Join("dev/block/259:0/nvme0n1p2/partition")) << "2\n";
-  std::ofstream(dir.Join("dev/block/259:0/nvme0n1p2/dev")) << "259:2\n";
-  EXPECT_EQ(FindDeviceUser("259:2", kMounts, dir.path()), "mounted at /");
-  EXPECT_EQ(FindDeviceUser("259:0", kMounts, dir.path()), "partition nvme0n1p2 is mounted at /");
-  EXPECT_EQ(FindDeviceUser("8:0", kMounts, dir.path()), "held by dm-0");
-  EXPECT_EQ(FindDeviceUser("8:16", kMounts, dir.path()), std::nullopt);
+TEST(SsdPlotTest, LatencyAxisNamesItsUnits) {
+  SsdReport report = Report();
+  report.rows[0].latency.Record(absl::Milliseconds(3));
+  report.rows[1].latency.Record(absl::Seconds(2));
+  const std::string svg = SsdPlot(SsdProfile(report));
+  for (const char* label : {">100 us<", ">200 us<", ">1 ms<", ">500 ms<", ">1 s<", ">5 s<"}) {
+    EXPECT_EQ(Count(svg, label), 1) << label;
+  }
+  for (const char* label : {">50 us<", ">10 s<"}) EXPECT_EQ(Count(svg, label), 0) << label;
 }
 
 }  // namespace

@@ -147,6 +147,21 @@ TEST_F(SsdWorkloadTest, BadRangesAreCountedAndTheRestGoesOn) {
   EXPECT_THAT(row.first_error.message(), HasSubstr("offset"));
 }
 
+TEST_F(SsdWorkloadTest, SeveralBadRangesLeaveEveryOtherBlock) {
+  FaultyDevice faulty(std::move(device_), 1);
+  faulty.FailWhen([](const IoRequest& request) -> std::optional<int> {
+    const uint64_t block = request.offset / kBlockBytes;
+    if (block >= 96 && block < 112) return ENOSPC;
+    return block >= 16 && block < 32 ? std::optional<int>(EIO) : std::nullopt;
+  });
+  const SsdRow row = Run("seqwrite", faulty);
+  EXPECT_GT(row.errors, 32);
+  EXPECT_EQ(row.errors, faulty.failed_count());
+  EXPECT_EQ(std::set<uint64_t>(offsets_.begin(), offsets_.end()).size(), 128 - 32);
+  EXPECT_EQ(row.first_error.code(), absl::StatusCode::kDataLoss) << "in the order of the offsets";
+  EXPECT_THAT(row.first_error.message(), HasSubstr("Input/output error"));
+}
+
 TEST_F(SsdWorkloadTest, DeviceThatOnlyFailsEndsInTime) {
   FaultyDevice faulty(std::move(device_), 1);
   faulty.FailWhen([](const IoRequest&) { return std::optional<int>(EIO); });

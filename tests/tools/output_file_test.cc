@@ -1,0 +1,81 @@
+#include "tools/output_file.h"
+
+#include <unistd.h>
+
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "tests/support/temp_dir.h"
+
+namespace terrace {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+class OutputFileTest : public ::testing::Test {
+ protected:
+  std::string Content() const {
+    std::ifstream file(path_, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  }
+  bool Exists() const { return access(path_.c_str(), F_OK) == 0; }
+
+  const TempDir dir_;
+  const std::string path_ = dir_.Join("file");
+};
+
+TEST_F(OutputFileTest, ExistingContentStaysUntilItIsReplacedWhole) {
+  std::ofstream(path_) << "something longer";
+  { const OutputFile unused("--json", path_); }
+  EXPECT_EQ(Content(), "something longer");
+  OutputFile file("--json", path_);
+  EXPECT_EQ(Content(), "something longer");
+  EXPECT_TRUE(file.Write("short").ok());
+  EXPECT_EQ(Content(), "short");
+}
+
+TEST_F(OutputFileTest, NewFileStaysOnlyWhenWritten) {
+  {
+    const OutputFile unused("--json", path_);
+    EXPECT_TRUE(unused.status().ok());
+    EXPECT_TRUE(Exists());
+  }
+  EXPECT_FALSE(Exists());
+  {
+    OutputFile file("--json", path_);
+    EXPECT_TRUE(file.Write("text").ok());
+  }
+  EXPECT_EQ(Content(), "text");
+}
+
+TEST_F(OutputFileTest, BadPathsAreKnownAtOnceAndNamedWithTheFlag) {
+  for (const std::string& path : {dir_.Join("absent/file"), dir_.path()}) {
+    const OutputFile file("--plot", path);
+    EXPECT_FALSE(file.status().ok());
+    EXPECT_THAT(file.status().message(), AllOf(HasSubstr("--plot"), HasSubstr(path)));
+  }
+}
+
+TEST_F(OutputFileTest, DevicesAreWrittenInPlace) {
+  EXPECT_TRUE(OutputFile("--json", "/dev/null").Write("text").ok());
+  const absl::Status full = OutputFile("--json", "/dev/full").Write("text");
+  EXPECT_THAT(full.message(), AllOf(HasSubstr("--json /dev/full"), HasSubstr("No space left")));
+}
+
+TEST_F(OutputFileTest, NoPathIsNoFile) {
+  OutputFile file("--json", "");
+  EXPECT_TRUE(file.status().ok());
+  EXPECT_TRUE(file.Write("text").ok());
+}
+
+TEST(JsonTextTest, BytesThatAreNoUtf8AreReplaced) {
+  EXPECT_EQ(JsonText({{"path", "a\xff"}}), "{\n  \"path\": \"a\xEF\xBF\xBD\"\n}\n");
+}
+
+}  // namespace
+}  // namespace terrace

@@ -1,0 +1,48 @@
+#ifndef TERRACE_TOOLS_OUTPUT_FILE_H_
+#define TERRACE_TOOLS_OUTPUT_FILE_H_
+
+#include <cstdio>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "nlohmann/json_fwd.hpp"
+
+namespace terrace {
+
+// The file behind a flag such as --json. It is opened before the run, so that a bad path is known
+// before the work is done. A file that was there keeps its content until Write, and one that was
+// not is removed again when Write is never called. Thread-compatible.
+class OutputFile {
+ public:
+  // `flag` is for messages. An empty path is no file: Write then does nothing.
+  OutputFile(absl::string_view flag, const std::string& path);
+  ~OutputFile();
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+
+  // Of opening.
+  const absl::Status& status() const { return status_; }
+
+  // Makes `text` the whole content and closes the file. Errors name flag and path. Call once.
+  absl::Status Write(absl::string_view text);
+
+ private:
+  absl::Status Error(absl::string_view what) const;  // with the text of errno
+
+  const std::string flag_;
+  const std::string path_;
+  bool created_ = false;
+  std::FILE* file_ = nullptr;
+  absl::Status status_;
+};
+
+// Indented, with an end-of-line.
+std::string JsonText(const nlohmann::ordered_json& json);
+
+// Writes to standard output, to the end.
+absl::Status PrintText(const std::string& text);
+
+}  // namespace terrace
+
+#endif  // TERRACE_TOOLS_OUTPUT_FILE_H_
