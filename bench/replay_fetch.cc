@@ -160,6 +160,8 @@ PassResult DevicePass(const std::string& dir, const std::vector<Batch>& batches)
   options.read_only = true;
   auto device = OrDie(OpenFileDevice(options));
   AlignedBuffer memory = OrDie(AlignedBuffer::Create(kDramBlocks * kBlockBytes));
+  const iovec all = {memory.data(), memory.size()};
+  OrDie(device->RegisterBuffers({&all, 1}));  // as a TierManager does
   std::vector<iovec> vectors(kMaxBatch);
   std::vector<IoRequest> requests(kMaxBatch);
   std::vector<IoRequest*> submitted;

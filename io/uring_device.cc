@@ -23,6 +23,9 @@ namespace {
 
 // An entry holds its length in 32 bits. What is longer goes in several transfers.
 constexpr size_t kMaxTransferBytes = size_t{1} << 30;
+// Requests of the first portion of a batch that finds the device idle, and how portions grow.
+constexpr size_t kFirstPortion = 1;
+constexpr size_t kPortionGrowth = 4;
 // The kernel registers no larger buffer.
 constexpr size_t kMaxPinnedBytes = size_t{1} << 30;
 
@@ -211,13 +214,19 @@ size_t UringDevice::SubmitAndWait(absl::Span<IoRequest* const> batch, absl::Span
 void UringDevice::Accept(absl::Span<IoRequest* const> batch) {
   Enable();
   for (IoRequest* request : batch) (Admit(*request) ? queue_ : finished_).PushBack(request);
-  TopUp();
+  // The kernel holds back what comes with one system call until it has prepared all of it. An idle
+  // device gets one request at once, and more and more while it works on those before.
+  size_t portion = in_kernel_ == 0 ? kFirstPortion : info_.depth;
+  while (TopUp(portion)) {
+    Flush();
+    portion *= kPortionGrowth;
+  }
 }
 
 size_t UringDevice::Poll(absl::Span<IoRequest*> done) {
   Enable();
   const size_t count = Reap(done);
-  TopUp();
+  TopUp(info_.depth);
   Flush();
   return count;
 }
@@ -227,7 +236,7 @@ size_t UringDevice::Wait(absl::Span<IoRequest*> done) {
   Enable();
   for (;;) {
     const size_t count = Reap(done);
-    TopUp();
+    TopUp(info_.depth);
     if (count > 0 || woken_) {
       woken_ = false;
       Flush();
@@ -251,11 +260,13 @@ void UringDevice::Enable() {
   enabled_ = true;
 }
 
-void UringDevice::TopUp() {
-  while (in_kernel_ < info_.depth && !queue_.empty()) {
+bool UringDevice::TopUp(size_t limit) {
+  for (size_t count = 0; in_kernel_ < info_.depth && !queue_.empty(); ++count) {
+    if (count == limit) return true;
     ++in_kernel_;
     Prepare(*queue_.PopFront());
   }
+  return false;
 }
 
 void UringDevice::Prepare(IoRequest& request) {

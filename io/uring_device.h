@@ -56,10 +56,12 @@ class UringDevice final : public BlockDevice {
 
   // Binds the ring to the calling thread, the first time.
   void Enable();
-  // Takes requests over and prepares what the depth allows, without a system call.
+  // Takes requests over and prepares what the depth allows. The last of it is left for the caller
+  // to submit; a batch that finds the device idle starts going out here.
   void Accept(absl::Span<IoRequest* const> batch);
-  // Prepares entries for queued requests until the depth is reached.
-  void TopUp();
+  // Prepares entries for at most `limit` queued requests until the depth is reached; true when the
+  // limit left some that the depth allows.
+  bool TopUp(size_t limit);
   void Prepare(IoRequest& request);
   void PrepareTransfer(const IoRequest& request, io_uring_sqe* entry);
   // The registration that all of this memory lies in, or -1.

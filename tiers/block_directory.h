@@ -48,6 +48,8 @@ class BlockDirectory {
   BlockDirectory& operator=(const BlockDirectory&) = delete;
 
   EntryIndex Find(const BlockId& id) const;  // kNoEntry when unknown
+  // Starts loading what a Find of `id` will look at.
+  void Prefetch(const BlockId& id) const { index_.prefetch(id); }
   // REQUIRES: `id` is unknown and fewer than max_blocks are known.
   EntryIndex Insert(const BlockId& id);
   void Erase(EntryIndex entry);

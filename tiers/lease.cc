@@ -43,7 +43,8 @@ bool Ticket::Done() const {
 Lease Ticket::Wait() {
   TERRACE_CHECK(manager_ != nullptr);
   TierManager* manager = std::exchange(manager_, nullptr);
-  return manager->WaitFor(std::move(items_), deadline_);
+  const FetchItems items = std::move(items_);
+  return manager->WaitFor(items, deadline_);
 }
 
 void Ticket::Cancel() {

@@ -78,7 +78,7 @@ class Ticket {
  private:
   friend class TierManager;
   TierManager* manager_ = nullptr;
-  std::vector<FetchItem> items_;
+  FetchItems items_;
   absl::Time deadline_ = absl::InfiniteFuture();
 };
 

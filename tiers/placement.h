@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -61,6 +62,8 @@ struct FetchItem {
   Tier hit_tier = Tier::kNvme;
   bool was_prefetching = false;  // the fetch joined a prefetch that nobody waited for
 };
+// Most fetches of a decode step fit without an allocation.
+using FetchItems = absl::InlinedVector<FetchItem, 32>;
 
 // Blocks on their way to NVMe as one sequential write, led by a header.
 struct WriteGroup {

@@ -102,6 +102,7 @@ Room Placement::RoomForFetch(absl::Span<const FetchItem> items, Pool target) {
 }
 
 Room Placement::ReserveFetch(absl::Span<FetchItem> items, Pool target) {
+  for (const FetchItem& item : items) directory_.Prefetch(item.id);
   // First pin what the fetch relies on, so that making room cannot take it away.
   for (FetchItem& item : items) {
     item.place = Place();

@@ -37,6 +37,18 @@ absl::StatusOr<std::unique_ptr<SlotMemory>> SlotMemory::Create(
   return memory;
 }
 
+absl::Span<std::byte> SlotMemory::HostMemory(Pool pool) const {
+  switch (pool) {
+    case Pool::kHbm:
+      return {};
+    case Pool::kDram:
+      return dram_.span();
+    case Pool::kTransit:
+      return transit_.span();
+  }
+  return {};
+}
+
 absl::Status SlotMemory::CopyAndWait(absl::Span<const Copy> batch) const {
   const absl::StatusOr<CopyTicket> ticket = copy_engine_->Submit(batch);
   return ticket.ok() ? copy_engine_->Wait(*ticket) : ticket.status();

@@ -30,6 +30,8 @@ class SlotMemory {
     return bases_[static_cast<size_t>(place.pool)] + static_cast<size_t>(place.slot) * block_bytes_;
   }
   absl::Span<std::byte> HostSpan(Place place) const { return {Address(place), block_bytes_}; }
+  // All of the memory of a pool on the host; empty for kHbm.
+  absl::Span<std::byte> HostMemory(Pool pool) const;
 
   // Carries out a batch of copies, of which at most one side each is in HBM, and waits for it.
   absl::Status CopyAndWait(absl::Span<const Copy> batch) const;

@@ -141,9 +141,8 @@ absl::Status TierManager::FillFromCaller(const BlockWrite& block, Place place,
 
 // --- Fetch ---
 
-absl::StatusOr<std::vector<FetchItem>> TierManager::MakeItems(
-    absl::Span<const BlockRead> reads) const {
-  std::vector<FetchItem> items(reads.size());
+absl::Status TierManager::MakeItems(absl::Span<const BlockRead> reads, FetchItems& items) const {
+  items.resize(reads.size());
   for (size_t i = 0; i < reads.size(); ++i) {
     const uint64_t offset = std::min<uint64_t>(reads[i].offset, options_.block_bytes);
     const uint64_t bytes = reads[i].bytes > 0 ? reads[i].bytes : options_.block_bytes - offset;
@@ -157,28 +156,28 @@ absl::StatusOr<std::vector<FetchItem>> TierManager::MakeItems(
     items[i].first_page = static_cast<uint32_t>(reads[i].offset / kPageBytes);
     items[i].page_count = static_cast<uint32_t>(bytes / kPageBytes);
   }
-  return items;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Ticket> TierManager::FetchAsync(absl::Span<const BlockRead> reads,
                                                const FetchOptions& options) {
   const absl::StatusOr<Pool> target = TargetPool(options.target);
   if (!target.ok()) return target.status();
-  absl::StatusOr<std::vector<FetchItem>> items = MakeItems(reads);
-  if (!items.ok()) return items.status();
+  FetchItems items;
+  if (absl::Status status = MakeItems(reads, items); !status.ok()) return status;
 
   absl::MutexLock lock(&mu_);
-  const Room room = placement_->ReserveFetch(absl::MakeSpan(*items), *target);
+  const Room room = placement_->ReserveFetch(absl::MakeSpan(items), *target);
   StartTransfers();
   NudgeMover();
   if (room == Room::kFull) return NoRoomError("fetch", reads.size(), *target);
   if (room == Room::kWait) {
     return absl::UnavailableError("fetch: the room it needs is still being written back; retry");
   }
-  RaisePrefetches(*items);
+  RaisePrefetches(items);
   Ticket ticket;
   ticket.manager_ = this;
-  ticket.items_ = *std::move(items);
+  ticket.items_ = std::move(items);
   ticket.deadline_ = options.deadline;
   return ticket;
 }
@@ -187,14 +186,14 @@ absl::StatusOr<Lease> TierManager::Fetch(absl::Span<const BlockRead> reads,
                                          const FetchOptions& options) {
   const absl::StatusOr<Pool> target = TargetPool(options.target);
   if (!target.ok()) return target.status();
-  absl::StatusOr<std::vector<FetchItem>> items = MakeItems(reads);
-  if (!items.ok()) return items.status();
+  FetchItems items;
+  if (absl::Status status = MakeItems(reads, items); !status.ok()) return status;
   Lane* lane = nullptr;
   {
     absl::MutexLock lock(&mu_);
     for (int idle_rounds = 0, rounds = 0;; ++rounds) {
       const uint64_t seen = landings_;
-      const Room room = placement_->ReserveFetch(absl::MakeSpan(*items), *target);
+      const Room room = placement_->ReserveFetch(absl::MakeSpan(items), *target);
       if (room == Room::kOk) break;
       const bool wait = room == Room::kWait;
       idle_rounds = wait && AwaitProgress(seen, options.deadline) ? 0 : idle_rounds + 1;
@@ -205,12 +204,12 @@ absl::StatusOr<Lease> TierManager::Fetch(absl::Span<const BlockRead> reads,
         return NoRoomError("fetch", reads.size(), *target);
       }
     }
-    RaisePrefetches(*items);
+    RaisePrefetches(items);
     // Who uses a lane must stay until it is empty, which a deadline does not allow.
     if (options.deadline == absl::InfiniteFuture()) lane = TakeLane();
     StartTransfers(lane);
   }
-  return WaitFor(*std::move(items), options.deadline, lane);
+  return WaitFor(items, options.deadline, lane);
 }
 
 bool TierManager::AllLanded(absl::Span<const FetchItem> items) const {
@@ -222,7 +221,7 @@ bool TierManager::AllLanded(absl::Span<const FetchItem> items) const {
   return true;
 }
 
-Lease TierManager::WaitFor(std::vector<FetchItem> items, absl::Time deadline, Lane* lane) {
+Lease TierManager::WaitFor(absl::Span<const FetchItem> items, absl::Time deadline, Lane* lane) {
   Lease lease;
   lease.manager_ = this;
   lease.blocks_.reserve(items.size());
@@ -233,7 +232,7 @@ Lease TierManager::WaitFor(std::vector<FetchItem> items, absl::Time deadline, La
     ++waiters_;
     // Everything before `landed` has: items are looked at once, not once a wake-up.
     for (size_t landed = 0; landed < items.size();) {
-      if (AllLanded(absl::MakeConstSpan(&items[landed], 1))) {
+      if (AllLanded(items.subspan(landed, 1))) {
         ++landed;
       } else if (absl::Now() >= deadline) {
         break;

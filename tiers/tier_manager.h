@@ -177,6 +177,8 @@ class TierManager {
   static absl::StatusOr<std::unique_ptr<TierManager>> OpenTiers(const TierManagerOptions& options,
                                                                 Parts parts);
   absl::Status AttachDevice(std::unique_ptr<BlockDevice> device) ABSL_LOCKS_EXCLUDED(mu_);
+  // Host memory that reads go to, as far as options_ wants it registered.
+  std::vector<iovec> RegisteredMemory() const;
   // As many as the device can clone, up to a bound; none is a state that works.
   void OpenLanes(const BlockDevice& device) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status WriteSuperblocks(const Superblock& superblock);
@@ -187,7 +189,7 @@ class TierManager {
   // tier_manager.cc
   absl::StatusOr<Pool> TargetPool(std::optional<Tier> target) const;
   Pool FastPool() const;
-  absl::StatusOr<std::vector<FetchItem>> MakeItems(absl::Span<const BlockRead> reads) const;
+  absl::Status MakeItems(absl::Span<const BlockRead> reads, FetchItems& items) const;
   absl::Status NoRoomError(absl::string_view what, size_t needed, Pool pool) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status PutOne(const BlockWrite& block) ABSL_LOCKS_EXCLUDED(mu_);
@@ -195,7 +197,7 @@ class TierManager {
                               absl::Span<PageChecksum> checksums) const;
   bool AllLanded(absl::Span<const FetchItem> items) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // `lane`, if any, is given back.
-  Lease WaitFor(std::vector<FetchItem> items, absl::Time deadline, Lane* lane = nullptr)
+  Lease WaitFor(absl::Span<const FetchItem> items, absl::Time deadline, Lane* lane = nullptr)
       ABSL_LOCKS_EXCLUDED(mu_);
   LeasedBlock Outcome(const FetchItem& item) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Unpin(absl::Span<const Place> places) ABSL_LOCKS_EXCLUDED(mu_);

@@ -77,6 +77,9 @@ void TierManager::PrepareFlight(Flight& flight, Place target) {
   flight.verified = false;
   flight.in_target = false;
   flight.offset = static_cast<uint64_t>(fill.page) * kPageBytes;
+  // Read when the bytes have come, long after this.
+  __builtin_prefetch(&flight.checksums.front());
+  __builtin_prefetch(&flight.checksums.back());
   flight.bytes = {
       memory_->Address(flight.bounce.value_or(target)) + size_t{fill.first_page} * kPageBytes,
       size_t{fill.page_count} * kPageBytes};
@@ -130,7 +133,7 @@ TierManager::Lane* TierManager::TakeLane() {
 
 bool TierManager::DriveLane(Lane& lane) {
   if (lane.batch.empty() && lane.in_flight == 0) return false;
-  std::array<IoRequest*, kWorkBatch> done;
+  std::array<IoRequest*, 4 * kWorkBatch> done;
   mu_.Unlock();
   lane.in_flight += lane.batch.size();
   const size_t count = lane.device->SubmitAndWait(lane.batch, absl::MakeSpan(done));

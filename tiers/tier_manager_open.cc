@@ -206,6 +206,8 @@ absl::StatusOr<std::unique_ptr<TierManager>> TierManager::OpenTiers(
 }
 
 absl::Status TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
+  // Devices without such a notion, and limits that forbid it, leave reads as they are.
+  static_cast<void>(device->RegisterBuffers(RegisteredMemory()));
   device_ = device.get();
   device_info_ = device->info();
   flight_contexts_.resize(kFlights);
@@ -252,11 +254,25 @@ absl::Status TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
   return absl::OkStatus();
 }
 
+std::vector<iovec> TierManager::RegisteredMemory() const {
+  std::vector<iovec> ranges;
+  uint64_t left = options_.registered_bytes;
+  for (const Pool pool : {Pool::kTransit, Pool::kDram}) {
+    const absl::Span<std::byte> memory = memory_->HostMemory(pool);
+    const size_t bytes = std::min<uint64_t>(memory.size(), left);
+    if (bytes > 0) ranges.push_back({memory.data(), bytes});
+    left -= bytes;
+  }
+  return ranges;
+}
+
 void TierManager::OpenLanes(const BlockDevice& device) {
+  const std::vector<iovec> memory = RegisteredMemory();
   absl::MutexLock lock(&mu_);
   while (lanes_.size() < kLanes) {
     absl::StatusOr<std::unique_ptr<BlockDevice>> clone = device.Clone();
     if (!clone.ok()) return;  // the scheduler alone does as well, more slowly
+    static_cast<void>((*clone)->RegisterBuffers(memory));
     lanes_.push_back(std::make_unique<Lane>());
     lanes_.back()->device = *std::move(clone);
     lanes_.back()->batch.reserve(kFlights);

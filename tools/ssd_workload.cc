@@ -22,11 +22,6 @@ constexpr size_t kSteadyRates = 5;
 // Intervals in one `duration`; the last kSteadyRates of them decide whether the rate is steady.
 constexpr int kIntervals = 10;
 
-// Requests that are taken and sent again at once. A disk that answers many requests with one
-// interrupt would otherwise fall into step with us: all of them finished, then all of them sent,
-// and each side idle while the other works.
-constexpr size_t kMaxTurn = 4;
-
 // xorshift64*: Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled".
 class FastRandom {
  public:
@@ -79,8 +74,7 @@ class RowRun {
         blocks_(options.size_bytes / options.block_bytes),
         random_(options.seed),
         slots_(options.depth),
-        batch_(options.depth),
-        turn_(std::clamp<size_t>(options.depth / 4, 1, kMaxTurn)) {
+        batch_(options.depth) {
     TERRACE_CHECK(blocks_ > 0 && options.depth > 0);
     TERRACE_CHECK(memory.size() / options.block_bytes >= options.depth);
     for (size_t i = 0; i < slots_.size(); ++i) {
@@ -203,8 +197,7 @@ class RowRun {
   FastRandom random_;
   std::vector<Slot> slots_;
   std::vector<IoRequest*> batch_;
-  const size_t turn_;  // requests of one turn at most
-  size_t ready_ = 0;   // requests at the front of batch_ that are not at the device
+  size_t ready_ = 0;  // requests at the front of batch_ that are not at the device
   uint64_t next_block_ = 0;
 
   int64_t warm_until_ns_ = 0;
