@@ -1,6 +1,6 @@
 #include "tiers/tier_options.h"
 
-#include <sys/types.h>
+#include <algorithm>
 
 #include "absl/strings/str_cat.h"
 #include "io/aligned_buffer.h"
@@ -22,6 +22,14 @@ absl::Status CheckTier(absl::string_view field, uint64_t bytes, size_t block_byt
 }
 
 }  // namespace
+
+void TierManagerOptions::FollowProfile(const DeviceProfile& profile) {
+  constexpr size_t kMinDepth = 16;
+  constexpr size_t kMaxDepth = 256;
+  io_depth = std::clamp(profile.AdvisedDepth(block_bytes), kMinDepth, kMaxDepth);
+  coalesce_gap_bytes = profile.CoalescingGapBytes();
+  coalesce_read_bytes = profile.AdvisedRequestBytes();
+}
 
 absl::Status TierManagerOptions::Validate() const {
   constexpr size_t kMaxBlockBytes = size_t{1} << 30;

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "io/block_device.h"
+#include "io/device_profile.h"
 #include "tiers/placement.h"
 #include "tiers/tier.h"
 
@@ -41,11 +42,15 @@ struct TierManagerOptions {
   uint64_t registered_bytes = uint64_t{4} << 30;
 
   // NVMe reads at most `coalesce_gap_bytes` apart become one request of at most
-  // `coalesce_read_bytes`; 0 of these switches it off. DeviceProfile says what suits a disk.
-  uint64_t coalesce_gap_bytes = uint64_t{16} << 10;
-  uint64_t coalesce_read_bytes = uint64_t{128} << 10;
+  // `coalesce_read_bytes`; 0 of these switches it off.
+  uint64_t coalesce_gap_bytes = DeviceProfile::kDefaultGapBytes;
+  uint64_t coalesce_read_bytes = DeviceProfile::kDefaultRequestBytes;
 
   std::string policy = "lru";
+
+  // Sets what suits the disk of the NVMe tier: io_depth, within 16 to 256 so that write-back keeps
+  // its share, and both of coalesce_*. Call it after block_bytes is set.
+  void FollowProfile(const DeviceProfile& profile);
 
   // kInvalidArgument naming the field, its value and its limit.
   absl::Status Validate() const;

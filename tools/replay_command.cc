@@ -36,6 +36,7 @@ struct ReplayArguments {
   std::string dir;
   std::string policy = "lru";
   std::string engine = "auto";
+  std::string profile;
   uint64_t requests = 0;
   std::string json;
   bool reuse = false;
@@ -150,6 +151,17 @@ absl::StatusOr<Setup> MakeSetup(const ReplayArguments& arguments) {
   return setup;
 }
 
+absl::Status FollowProfile(const std::string& path, TierManagerOptions& tiers) {
+  if (path.empty()) return absl::OkStatus();
+  const absl::StatusOr<DeviceProfile> profile = ReadDeviceProfile(path);
+  if (!profile.ok()) {
+    return absl::Status(profile.status().code(),
+                        absl::StrCat("--profile: ", profile.status().message()));
+  }
+  tiers.FollowProfile(*profile);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<ReplayReport> RunTrace(const ReplayArguments& arguments, const Setup& setup) {
   const absl::StatusOr<Trace> trace = ReadTrace(arguments.trace, setup.trace);
   if (!trace.ok()) return trace.status();
@@ -175,7 +187,7 @@ absl::StatusOr<ReplayReport> RunTrace(const ReplayArguments& arguments, const Se
   report.usage.read_bytes -= before.read_bytes;
   report.usage.write_bytes -= before.write_bytes;
   report.skipped_lines = trace->skipped_lines();
-  report.block_bytes = setup.tiers.block_bytes;
+  report.options = setup.tiers;
   report.tokens_per_block = arguments.tokens_per_block;
   report.model = setup.model;
   return report;
@@ -187,8 +199,10 @@ ExitCode Complain(const absl::Status& status, ExitCode code) {
 }
 
 ExitCode RunReplay(const ReplayArguments& arguments) {
-  const absl::StatusOr<Setup> setup = MakeSetup(arguments);
+  absl::StatusOr<Setup> setup = MakeSetup(arguments);
   if (!setup.ok()) return Complain(setup.status(), ExitCode::kBadUsage);
+  const absl::Status followed = FollowProfile(arguments.profile, setup->tiers);
+  if (!followed.ok()) return Complain(followed, ExitCode::kFailure);
   OutputFile json("--json", arguments.json);
   if (!json.status().ok()) return Complain(json.status(), ExitCode::kFailure);
   const absl::StatusOr<ReplayReport> report = RunTrace(arguments, *setup);
@@ -225,6 +239,10 @@ void AddTierOptions(CLI::App& command, ReplayArguments& arguments) {
       ->check(CLI::IsMember({"lru"}));
   command.add_option("--engine", arguments.engine, "I/O engine")
       ->check(CLI::IsMember({"auto", "io_uring", "threads"}));
+  command
+      .add_option("--profile", arguments.profile,
+                  "Read the NVMe tier as suits the disk that terrace ssd --profile measured")
+      ->type_name("FILE");
   command
       .add_option("--model-shape", arguments.model_shape,
                   "Take the block size from this model instead of --block-bytes")

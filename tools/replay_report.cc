@@ -49,9 +49,18 @@ std::string TierTable(const ReplayReport& report) {
 
 std::string DeviceText(const TierStats& tiers) {
   if (tiers.device.path.empty()) return "none";
-  return absl::StrCat(IoEngineName(tiers.device.engine), " (", tiers.device.engine_reason, "), ",
+  return absl::StrCat(IoEngineName(tiers.device.engine), " (", tiers.device.engine_reason, "; ",
+                      tiers.device.engine_setup, "), ",
                       tiers.device.direct_io ? "direct I/O" : "page cache", " (",
                       tiers.device.direct_reason, ")");
+}
+
+std::string NvmeReadsText(const TierManagerOptions& options) {
+  const std::string depth = absl::StrCat("up to ", options.io_depth, " requests at once");
+  if (options.coalesce_read_bytes == 0) return absl::StrCat(depth, ", a block each");
+  return absl::StrCat(depth, "; gaps of up to ", FormatByteSize(options.coalesce_gap_bytes),
+                      " are read along in requests of up to ",
+                      FormatByteSize(options.coalesce_read_bytes));
 }
 
 std::string NvmeBytesText(const ReplayReport& report) {
@@ -81,6 +90,9 @@ std::string DetailTable(const ReplayReport& report) {
       {"NVMe file", absl::StrCat("at most ", FormatByteSize(tiers.nvme_peak_bytes), " of ",
                                  FormatByteSize(tiers.tiers[2].capacity_bytes), " in use")});
   table.AddRow({"NVMe engine", DeviceText(tiers)});
+  if (!tiers.device.path.empty()) {
+    table.AddRow({"NVMe requests", NvmeReadsText(report.options)});
+  }
   table.AddRow({"HBM", absl::StrCat(tiers.copy_engine, ", ", FormatByteSize(tiers.hbm_copied_bytes),
                                     " copied")});
   table.AddRow(
@@ -153,8 +165,12 @@ nlohmann::ordered_json ReplayJson(const ReplayReport& report) {
                               {"p999", Microseconds(result.fetch_latency, 0.999)}};
   json["engine"] = tiers.device.path.empty() ? "none" : IoEngineName(tiers.device.engine);
   json["engine_reason"] = tiers.device.engine_reason;
+  json["engine_setup"] = tiers.device.engine_setup;
+  json["io_depth"] = report.options.io_depth;
+  json["coalesce_gap_bytes"] = report.options.coalesce_gap_bytes;
+  json["coalesce_read_bytes"] = report.options.coalesce_read_bytes;
   json["direct_io"] = tiers.device.direct_io;
-  json["block_bytes"] = report.block_bytes;
+  json["block_bytes"] = report.options.block_bytes;
   json["tokens_per_block"] = report.tokens_per_block;
   json["model"] = report.model;
   json["fetch_seconds"] = result.fetch_seconds;
@@ -174,7 +190,7 @@ nlohmann::ordered_json ReplayJson(const ReplayReport& report) {
 }
 
 std::string ReplayText(const ReplayReport& report) {
-  std::string blocks = FormatByteSize(report.block_bytes);
+  std::string blocks = FormatByteSize(report.options.block_bytes);
   if (!report.model.empty()) absl::StrAppend(&blocks, ", ", report.model);
   return absl::StrCat(FormatCount(report.result.requests), " requests, ",
                       FormatCount(report.result.block_refs), " blocks of ",

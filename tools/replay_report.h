@@ -25,7 +25,7 @@ struct ReplayReport {
   TierStats tiers;
   ProcessUsage usage;  // of the replay alone, but for the peak
   uint64_t skipped_lines = 0;
-  uint64_t block_bytes = 0;
+  TierManagerOptions options;  // what the tiers were opened with
   uint64_t tokens_per_block = 0;
   std::string model;  // "llama-3.1-8b at scale 1/1024", or empty
 };

@@ -82,5 +82,53 @@ TEST(TierManagerOptions, NamesAllTiersWhenEveryOneIsAbsent) {
   }
 }
 
+DeviceProfile::Row RandomRead(uint64_t block_bytes, size_t depth, double bytes_per_second) {
+  DeviceProfile::Row row;
+  row.op = "randread";
+  row.block_bytes = block_bytes;
+  row.depth = depth;
+  row.bytes_per_second = bytes_per_second;
+  return row;
+}
+
+TEST(TierManagerOptions, WithoutMeasurementsAProfileChangesNothing) {
+  TierManagerOptions options = Good();
+  options.FollowProfile(DeviceProfile());
+  EXPECT_EQ(options.io_depth, TierManagerOptions().io_depth);
+  EXPECT_EQ(options.coalesce_gap_bytes, TierManagerOptions().coalesce_gap_bytes);
+  EXPECT_EQ(options.coalesce_read_bytes, TierManagerOptions().coalesce_read_bytes);
+}
+
+TEST(TierManagerOptions, FollowsWhatWasMeasuredOfTheDisk) {
+  // A request costs 20 us and then 1 ns a byte.
+  DeviceProfile profile;
+  profile.rows = {RandomRead(4096, 128, 4096 / 24.096e-6), RandomRead(kBlock, 8, kBlock / 100e-6),
+                  RandomRead(kBlock, 32, kBlock / 85.536e-6),
+                  RandomRead(2 * kBlock, 32, 2 * kBlock / 151.072e-6)};
+  TierManagerOptions options = Good();
+  options.FollowProfile(profile);
+  EXPECT_EQ(options.io_depth, 32);
+  EXPECT_EQ(options.coalesce_gap_bytes, 16384);
+  EXPECT_EQ(options.coalesce_read_bytes, 2 * kBlock);
+
+  options.block_bytes = 4096;
+  options.FollowProfile(profile);
+  EXPECT_EQ(options.io_depth, 128) << "the depth depends on the size of a block";
+}
+
+TEST(TierManagerOptions, StaysValidWhateverAProfileSays) {
+  for (size_t depth : {size_t{1}, size_t{100'000}}) {
+    for (uint64_t bytes : {uint64_t{1}, UINT64_MAX}) {
+      DeviceProfile profile;
+      profile.rows = {RandomRead(4096, depth, 1), RandomRead(bytes, depth, 1e12)};
+      TierManagerOptions options = Good();
+      options.FollowProfile(profile);
+      EXPECT_TRUE(options.Validate().ok()) << options.Validate();
+      EXPECT_GE(options.io_depth, 16);
+      EXPECT_LE(options.io_depth, 256);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace terrace

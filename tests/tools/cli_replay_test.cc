@@ -147,6 +147,41 @@ TEST_F(CliReplayTest, AFileThatIsNoTierIsRefusedAndLeftAlone) {
   }
 }
 
+// --- What a device profile changes ---
+
+TEST_F(CliReplayTest, ADeviceProfileChangesTheRequestsAndNoHit) {
+  const std::string trace = MakeTrace(300);
+  const nlohmann::json before = MustReplay(trace, {"--hbm", "0", "--dram", "128KiB"});
+  const std::string profile = dir_.Join("disk.json");
+  std::ofstream(profile) << R"({"version": 1, "device": "made up", "rows": [
+    {"op": "randread", "block_bytes": 4096, "depth": 48, "bytes_per_second": 1e8, "iops": 24414,
+     "p50_us": 1, "p99_us": 2, "p999_us": 3},
+    {"op": "randread", "block_bytes": 32768, "depth": 8, "bytes_per_second": 8e8, "iops": 24414,
+     "p50_us": 1, "p99_us": 2, "p999_us": 3}]})";
+  const nlohmann::json after =
+      MustReplay(trace, {"--hbm", "0", "--dram", "128KiB", "--profile", profile});
+  EXPECT_EQ(after["io_depth"], 48);
+  EXPECT_EQ(after["coalesce_gap_bytes"], 1u << 20) << "a request takes as long whatever its size";
+  EXPECT_EQ(after["coalesce_read_bytes"], 32768);
+  EXPECT_GT(after["hits"]["nvme"], 0);
+  EXPECT_EQ(after["hits"], before["hits"]);
+  EXPECT_NE(before["io_depth"], 48);
+}
+
+TEST_F(CliReplayTest, ABadDeviceProfileIsNamed) {
+  const std::string trace = MakeTrace(5);
+  const std::string profile = dir_.Join("disk.json");
+  EXPECT_THAT(Replay(trace, {"--profile", profile}).err,
+              AllOf(HasSubstr("--profile"), HasSubstr(profile), HasSubstr("No such file")));
+  for (const char* text : {"", "{}", "[1]", R"({"version": 1, "device": "x"})"}) {
+    std::ofstream(profile, std::ios::trunc) << text;
+    const RunResult run = Replay(trace, {"--profile", profile});
+    EXPECT_EQ(run.exit_code, 1) << text;
+    EXPECT_THAT(run.out, IsEmpty());
+    EXPECT_THAT(run.err, AllOf(HasSubstr("--profile"), HasSubstr(profile))) << text;
+  }
+}
+
 // Each logged id, asked for by itself, is served.
 TEST_F(CliReplayTest, EveryBlockInTheFlushLogIsServedAfterwards) {
   MustReplay(MakeTrace(150), {"--flush-every", "16", "--flush-log", log_path_});

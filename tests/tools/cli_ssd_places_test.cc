@@ -176,8 +176,9 @@ TEST_F(CliSsdPlacesTest, BadSectorsAreCountedAndTheRestIsMeasured) {
   EXPECT_THAT(run_.err, HasSubstr("requests failed"));
   EXPECT_THAT(run_.out,
               AllOf(HasSubstr("requests failed, first"), HasSubstr("Input/output error")));
-  ASSERT_EQ(Json()["results"].size(), 2);
-  for (const nlohmann::json& row : Json()["results"]) {
+  const nlohmann::json json = Json();
+  ASSERT_EQ(json["results"].size(), 2);
+  for (const nlohmann::json& row : json["results"]) {
     EXPECT_GT(row["errors"], 0);
     EXPECT_GT(row["reads"], 0);
     EXPECT_THAT(row["first_error"].get<std::string>(),

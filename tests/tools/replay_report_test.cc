@@ -36,10 +36,14 @@ ReplayReport ExampleReport() {
   report.tiers.device.path = "/dir/terrace.kv";
   report.tiers.device.engine = IoEngine::kThreads;
   report.tiers.device.engine_reason = "asked for";
+  report.tiers.device.engine_setup = "64 threads";
   report.tiers.device.direct_reason = "the filesystem refuses it";
   report.tiers.copy_engine = "host (HBM emulated)";
   report.usage = {.read_bytes = 3'145'900, .write_bytes = 5'242'900, .peak_memory_bytes = 1u << 29};
-  report.block_bytes = 65536;
+  report.options.block_bytes = 65536;
+  report.options.io_depth = 32;
+  report.options.coalesce_gap_bytes = 12u << 10;
+  report.options.coalesce_read_bytes = 96u << 10;
   report.tokens_per_block = 512;
   return report;
 }
@@ -111,7 +115,8 @@ TEST(ReplayTextTest, IsATableThatAPersonCanRead) {
             HasSubstr("2,500 blocks verified byte for byte: 0 corrupt, 0 lost"),
             HasSubstr("12.500 s, of which 3.250 s fetching"),
             HasSubstr("3 MiB read, 5 MiB written"), HasSubstr("at most 1 GiB of 2 GiB in use"),
-            HasSubstr("threads (asked for)"), HasSubstr("page cache (the filesystem refuses it)"),
+            HasSubstr("threads (asked for; 64 threads)"),
+            HasSubstr("page cache (the filesystem refuses it)"),
             HasSubstr("host (HBM emulated), 7 MiB copied")));
 }
 
@@ -122,6 +127,24 @@ TEST(ReplayTextTest, SaysWhatItMeansAndNothingOfTroublesThereWereNone) {
             HasSubstr("15.00 % from below HBM"), HasSubstr("every byte of them as it was stored."),
             Not(HasSubstr("skipped")), Not(HasSubstr("stopped")), Not(HasSubstr("flushes")),
             Not(HasSubstr("partial")), Not(HasSubstr("no room"))));
+}
+
+TEST(ReplayReportTest, SaysHowTheDiskIsRead) {
+  ReplayReport report = ExampleReport();
+  EXPECT_THAT(ReplayText(report),
+              AllOf(HasSubstr("threads (asked for; 64 threads), page cache"),
+                    HasSubstr("up to 32 requests at once; gaps of up to 12 KiB are read along in "
+                              "requests of up to 96 KiB")));
+  const nlohmann::ordered_json json = ReplayJson(report);
+  EXPECT_EQ(json["engine_setup"], "64 threads");
+  EXPECT_EQ(json["io_depth"], 32);
+  EXPECT_EQ(json["coalesce_gap_bytes"], 12u << 10);
+  EXPECT_EQ(json["coalesce_read_bytes"], 96u << 10);
+
+  report.options.coalesce_read_bytes = 0;
+  EXPECT_THAT(ReplayText(report), HasSubstr("up to 32 requests at once, a block each"));
+  report.tiers.device.path.clear();
+  EXPECT_THAT(ReplayText(report), Not(HasSubstr("requests at once")));
 }
 
 TEST(ReplayTextTest, MentionsWhatWentWrong) {

@@ -84,7 +84,7 @@ class Rig {
     ReplayReport report;
     report.result = replay_->result();
     report.tiers = tiers_->Stats();
-    report.block_bytes = kBlockBytes;
+    report.options.block_bytes = kBlockBytes;
     return ReplayText(report);
   }
 
