@@ -86,13 +86,23 @@ absl::StatusOr<std::unique_ptr<BlockDevice>> BlockDevice::Clone() const {
 
 absl::Status BlockDevice::StatusOf(const IoRequest& request) const {
   if (request.error == 0) return absl::OkStatus();
-  const std::string text =
-      request.op == IoOp::kSync
-          ? absl::StrCat(info().path, ": sync: ", ErrorText(request.error))
-          : absl::StrCat(info().path, ": ", IoOpName(request.op), " of ", request.length(),
-                         " bytes at offset ", request.offset, ": ", ErrorText(request.error),
-                         " after ", request.transferred, " bytes");
-  return absl::Status(CodeOf(request.error), text);
+  const bool sync = request.op == IoOp::kSync;
+  const StripeLayout::Extent place = info().layout.Locate(request.offset + request.transferred);
+  const size_t file = sync ? request.synced_files : place.file;
+  const std::string& path = file == 0 ? info().path : info().more_paths[file - 1];
+  if (sync) {
+    return absl::Status(CodeOf(request.error),
+                        absl::StrCat(path, ": sync: ", ErrorText(request.error)));
+  }
+  const std::string in_file =
+      info().layout.file_count == 1
+          ? ""
+          : absl::StrCat(" of the device, at ", place.offset, " in this file");
+  return absl::Status(
+      CodeOf(request.error),
+      absl::StrCat(path, ": ", IoOpName(request.op), " of ", request.length(), " bytes at offset ",
+                   request.offset, in_file, ": ", ErrorText(request.error), " after ",
+                   request.transferred, " bytes"));
 }
 
 bool BlockDevice::Admit(IoRequest& request) const {

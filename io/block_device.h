@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -13,6 +14,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "io/io_request.h"
+#include "io/stripe_layout.h"
 
 namespace terrace {
 
@@ -25,6 +27,8 @@ std::optional<IoEngine> ParseIoEngine(absl::string_view name);  // all but "memo
 // What an opened device turned out to be; constant after Open.
 struct DeviceInfo {
   std::string path;
+  std::vector<std::string> more_paths;  // of a device of several files
+  StripeLayout layout;                  // which file holds what
   IoEngine engine = IoEngine::kMemory;
   std::string engine_reason;  // why this engine, as a phrase people can read
   std::string engine_setup;   // how it was set up: what the kernel granted of its fast paths
@@ -81,7 +85,8 @@ class BlockDevice {
   // Constant after Open, so thread-safe.
   virtual const DeviceInfo& info() const = 0;
 
-  // What a request that came back means: OK, or path, operation, offset, length and errno text.
+  // What a request that came back means: OK, or path, operation, offset, length and errno text, and
+  // for several files the offset in the one that failed.
   // kDataLoss for EIO and a premature end, kResourceExhausted for a full disk or quota,
   // kUnavailable when transient errors outlasted their retries, else kInternal.
   absl::Status StatusOf(const IoRequest& request) const;
@@ -95,9 +100,15 @@ class BlockDevice {
 
 struct FileDeviceOptions {
   std::string path;
-  // Size of the file, a multiple of kPageBytes. A smaller file is extended and its space reserved
-  // on the disk where the filesystem can; a larger one is refused unless `truncate`. 0 takes the
-  // size the file has, rounded up to whole pages; an incomplete last page reads as a premature end.
+  // More files, one on each of several disks: the device is all of them, in stripes that take
+  // turns. They have one size and lie there in whole stripes; the order must always be the same. A
+  // request that crosses into the next stripe does so when it is done with the one before.
+  std::vector<std::string> more_paths = {};
+  uint64_t stripe_bytes = uint64_t{4} << 20;  // a multiple of kPageBytes
+  // Size of the device, a multiple of kPageBytes, over all of its files. A smaller file is extended
+  // and its space reserved on the disk where the filesystem can; a larger one is refused unless
+  // `truncate`. 0 takes the size the file has, rounded up to whole pages; an incomplete last page
+  // reads as a premature end.
   uint64_t size_bytes = 0;
   bool create = false;     // make the file when absent, readable and writable by its owner only
   bool truncate = false;   // discard what it holds
@@ -107,7 +118,7 @@ struct FileDeviceOptions {
   size_t depth = 64;  // 1 to 4096
 };
 
-// Opens a regular file or block device and locks it against other processes (flock; shared when
+// Opens regular files or block devices and locks them against other processes (flock; shared when
 // read_only). `kAuto` takes io_uring and falls back to threads where the kernel or a container
 // forbids it; asking for io_uring by name fails with kUnavailable instead. Errors name the path and
 // the errno text: kNotFound, kPermissionDenied, kResourceExhausted (not enough disk, with needed

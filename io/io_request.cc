@@ -1,5 +1,6 @@
 #include "io/io_request.h"
 
+#include <algorithm>
 #include <cerrno>
 
 #include "io/aligned_buffer.h"
@@ -34,12 +35,14 @@ const char* IoOpName(IoOp op) {
   return "unknown";
 }
 
-IoStep Advance(IoRequest& request, int64_t result) {
+IoStep Advance(IoRequest& request, int64_t result, size_t file_count) {
   if (result < 0) {
     const int error = static_cast<int>(-result);
     return error == EAGAIN || error == EINTR ? Retry(request, error) : Finish(request, error);
   }
-  if (request.op == IoOp::kSync) return Finish(request, 0);
+  if (request.op == IoOp::kSync) {
+    return ++request.synced_files < file_count ? IoStep::kResume : Finish(request, 0);
+  }
 
   const uint64_t length = request.length();
   const uint64_t arrived = request.transferred + static_cast<uint64_t>(result);
@@ -65,9 +68,10 @@ void Reset(IoRequest& request) {
   request.error = 0;
   request.transferred = 0;
   request.transient_retries = 0;
+  request.synced_files = 0;
 }
 
-IoTransfer NextTransfer(const IoRequest& request) {
+IoTransfer NextTransfer(const IoRequest& request, uint64_t max_bytes) {
   IoTransfer transfer;
   transfer.offset = request.offset + request.transferred;
   uint64_t skip = request.transferred;
@@ -76,14 +80,23 @@ IoTransfer NextTransfer(const IoRequest& request) {
     skip -= request.buffers[index].iov_len;
     ++index;
   }
-  if (skip == 0) {
-    transfer.vectors = request.buffers.subspan(index);
+  const absl::Span<const iovec> left = request.buffers.subspan(index);
+  if (skip == 0 && max_bytes == std::numeric_limits<uint64_t>::max()) {
+    transfer.vectors = left;
     return transfer;
   }
-  TERRACE_CHECK(index < request.buffers.size());
-  const iovec& partly_filled = request.buffers[index];
-  transfer.single = {static_cast<std::byte*>(partly_filled.iov_base) + skip,
-                     partly_filled.iov_len - skip};
+  size_t whole = 0;
+  for (uint64_t bytes = 0; skip == 0 && whole < left.size(); ++whole) {
+    bytes += left[whole].iov_len;
+    if (bytes > max_bytes) break;
+  }
+  if (whole > 0) {
+    transfer.vectors = left.first(whole);
+    return transfer;
+  }
+  TERRACE_CHECK(!left.empty());
+  transfer.single = {static_cast<std::byte*>(left.front().iov_base) + skip,
+                     std::min<uint64_t>(left.front().iov_len - skip, max_bytes)};
   return transfer;
 }
 

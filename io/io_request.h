@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "absl/types/span.h"
 
@@ -45,6 +46,7 @@ struct IoRequest {
 
   // --- Owned by the device or scheduler that holds the request ---
   int transient_retries = 0;
+  size_t synced_files = 0;  // of a kSync
   IoRequest* next = nullptr;
   IoRequest* previous = nullptr;
   uint8_t queue = 0;  // the scheduler's; devices leave it alone
@@ -71,21 +73,24 @@ enum class IoStep : uint8_t {
 // arrived, because direct I/O cannot start anywhere else. What gains no page (EAGAIN, EINTR, a
 // short transfer of less than one) resumes a bounded number of times; then the errno surfaces, for
 // short transfers ENODATA when reading and EIO when writing. Reading 0 bytes is the end of the
-// device. REQUIRES: `result` is at most what NextTransfer described.
-IoStep Advance(IoRequest& request, int64_t result);
+// device. A kSync resumes until each of `file_count` files was synced. REQUIRES: `result` is at
+// most what NextTransfer described.
+IoStep Advance(IoRequest& request, int64_t result, size_t file_count = 1);
 
 // Forgets the outcome of an earlier submission. Devices do so in Submit.
 void Reset(IoRequest& request);
 
-// The part of a request that has not been transferred, as one system call can express it: either
-// the rest of one partly filled buffer, or a run of whole ones.
+// The part of a request that comes next, as one system call can express it: either a part of one
+// buffer, or a run of whole ones.
 struct IoTransfer {
   uint64_t offset = 0;
   // Used when `vectors` is empty.
   iovec single = {nullptr, 0};
   absl::Span<const iovec> vectors;
 };
-IoTransfer NextTransfer(const IoRequest& request);
+// At most `max_bytes` of it. REQUIRES: max_bytes > 0.
+IoTransfer NextTransfer(const IoRequest& request,
+                        uint64_t max_bytes = std::numeric_limits<uint64_t>::max());
 
 // An intrusive first-in first-out list of requests. It never allocates, so it is bounded by the
 // requests its users own. A request is in at most one queue. Thread-compatible.

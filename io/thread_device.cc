@@ -13,18 +13,19 @@
 
 namespace terrace {
 
-absl::StatusOr<std::unique_ptr<BlockDevice>> ThreadDevice::Create(UniqueFd& fd, DeviceInfo info) {
-  std::unique_ptr<ThreadDevice> device(new ThreadDevice(std::move(fd), std::move(info)));
+absl::StatusOr<std::unique_ptr<BlockDevice>> ThreadDevice::Create(std::vector<UniqueFd>& fds,
+                                                                  DeviceInfo info) {
+  std::unique_ptr<ThreadDevice> device(new ThreadDevice(std::move(fds), std::move(info)));
   if (const int error = device->StartThreads(); error != 0) {
-    fd = std::move(device->fd_);
+    fds = std::move(device->fds_);
     return absl::UnavailableError(
         absl::StrCat("cannot start a thread: ", std::generic_category().message(error)));
   }
   return device;
 }
 
-ThreadDevice::ThreadDevice(UniqueFd fd, DeviceInfo info)
-    : fd_(std::move(fd)), info_(std::move(info)) {}
+ThreadDevice::ThreadDevice(std::vector<UniqueFd> fds, DeviceInfo info)
+    : fds_(std::move(fds)), info_(std::move(info)) {}
 
 int ThreadDevice::StartThreads() {
   const size_t wanted = std::min(info_.depth, kMaxThreads);
@@ -104,22 +105,24 @@ void ThreadDevice::Work() {
 }
 
 void ThreadDevice::Carry(IoRequest& request) const {
-  while (Advance(request, Transfer(request)) == IoStep::kResume) {
+  while (Advance(request, Transfer(request), fds_.size()) == IoStep::kResume) {
   }
 }
 
 int64_t ThreadDevice::Transfer(const IoRequest& request) const {
   ssize_t result = 0;
   if (request.op == IoOp::kSync) {
-    result = ::fdatasync(fd_.get());
+    result = ::fdatasync(fds_[request.synced_files].get());
   } else {
-    const IoTransfer transfer = NextTransfer(request);
+    const StripeLayout::Extent place = info_.layout.Locate(request.offset + request.transferred);
+    const IoTransfer transfer = NextTransfer(request, place.bytes);
     const absl::Span<const iovec> vectors =
         transfer.vectors.empty() ? absl::MakeConstSpan(&transfer.single, 1) : transfer.vectors;
     const int count = static_cast<int>(vectors.size());
-    const off_t offset = static_cast<off_t>(transfer.offset);
-    result = request.op == IoOp::kRead ? ::preadv(fd_.get(), vectors.data(), count, offset)
-                                       : ::pwritev(fd_.get(), vectors.data(), count, offset);
+    const off_t offset = static_cast<off_t>(place.offset);
+    const int fd = fds_[place.file].get();
+    result = request.op == IoOp::kRead ? ::preadv(fd, vectors.data(), count, offset)
+                                       : ::pwritev(fd, vectors.data(), count, offset);
   }
   return result < 0 ? -errno : result;
 }

@@ -20,9 +20,10 @@ class ThreadDevice final : public BlockDevice {
   static constexpr size_t kMaxThreads = 16;
 
   // Starts the threads; `info` has everything but engine and depth, and the depth asked for. Takes
-  // `fd` over when it succeeds. kUnavailable, with the errno text, when no thread can be started;
-  // fewer than asked for are a smaller depth.
-  static absl::StatusOr<std::unique_ptr<BlockDevice>> Create(UniqueFd& fd, DeviceInfo info);
+  // `fds`, the files of its layout, over when it succeeds. kUnavailable, with the errno text, when
+  // no thread can be started; fewer than asked for are a smaller depth.
+  static absl::StatusOr<std::unique_ptr<BlockDevice>> Create(std::vector<UniqueFd>& fds,
+                                                             DeviceInfo info);
   ~ThreadDevice() override;
 
   void Submit(absl::Span<IoRequest* const> batch) override ABSL_LOCKS_EXCLUDED(mu_);
@@ -32,7 +33,7 @@ class ThreadDevice final : public BlockDevice {
   const DeviceInfo& info() const override { return info_; }
 
  private:
-  ThreadDevice(UniqueFd fd, DeviceInfo info);
+  ThreadDevice(std::vector<UniqueFd> fds, DeviceInfo info);
   // Returns 0 or the errno that kept it from starting a single thread.
   int StartThreads();
   // What each thread of the pool does until the device is destroyed and nothing is left to do.
@@ -43,7 +44,7 @@ class ThreadDevice final : public BlockDevice {
   size_t TakeFinished(absl::Span<IoRequest*> done) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // Constant after Create.
-  UniqueFd fd_;
+  std::vector<UniqueFd> fds_;
   DeviceInfo info_;
   std::vector<std::thread> workers_;
 

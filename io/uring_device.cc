@@ -112,20 +112,24 @@ absl::Status TryKernel() {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<BlockDevice>> UringDevice::Create(UniqueFd& fd, DeviceInfo info) {
+absl::StatusOr<std::unique_ptr<BlockDevice>> UringDevice::Create(std::vector<UniqueFd>& fds,
+                                                                 DeviceInfo info) {
   if (absl::Status status = TryKernel(); !status.ok()) return status;
-  return Make(fd, std::move(info), Role::kOwner);
+  return Make(fds, std::move(info), Role::kOwner);
 }
 
 absl::StatusOr<std::unique_ptr<BlockDevice>> UringDevice::Clone() const {
   // A duplicate shares the open file, and so the lock and the flags.
-  UniqueFd fd(::fcntl(fd_.get(), F_DUPFD_CLOEXEC, 0));
-  if (!fd.valid()) return Unavailable("fcntl", errno);
-  return Make(fd, info_, Role::kClone);
+  std::vector<UniqueFd> fds;
+  for (const UniqueFd& fd : fds_) {
+    fds.emplace_back(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
+    if (!fds.back().valid()) return Unavailable("fcntl", errno);
+  }
+  return Make(fds, info_, Role::kClone);
 }
 
-absl::StatusOr<std::unique_ptr<UringDevice>> UringDevice::Make(UniqueFd& fd, DeviceInfo info,
-                                                               Role role) {
+absl::StatusOr<std::unique_ptr<UringDevice>> UringDevice::Make(std::vector<UniqueFd>& fds,
+                                                               DeviceInfo info, Role role) {
   UniqueFd wake_fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_fd.valid()) return Unavailable("eventfd", errno);
 
@@ -137,14 +141,17 @@ absl::StatusOr<std::unique_ptr<UringDevice>> UringDevice::Make(UniqueFd& fd, Dev
   if (result < 0) return Unavailable("io_uring_setup", -result);
   std::unique_ptr<UringDevice> device(new UringDevice(std::move(wake_fd), std::move(info), role));
   device->ring_ = ring;
-  device->fd_ = std::move(fd);
+  device->fds_ = std::move(fds);
   // A registered file spares a lookup per request; a plain descriptor does as well. The ring's own
   // descriptor stays unregistered: that registration belongs to a thread, and a device destroyed by
   // another thread would cancel the one of another ring there.
-  const int file = device->fd_.get();
-  device->fixed_file_ = io_uring_register_files(&device->ring_, &file, 1) == 0;
-  device->info_.engine_setup =
-      absl::StrCat(kModes[mode].name, device->fixed_file_ ? ", registered file" : "");
+  std::vector<int> files;
+  for (const UniqueFd& fd : device->fds_) files.push_back(fd.get());
+  const auto count = static_cast<unsigned>(files.size());
+  device->fixed_files_ = io_uring_register_files(&device->ring_, files.data(), count) == 0;
+  device->info_.engine_setup = absl::StrCat(kModes[mode].name, !device->fixed_files_ ? ""
+                                                               : count == 1 ? ", registered file"
+                                                                            : ", registered files");
   return device;
 }
 
@@ -158,7 +165,9 @@ UringDevice::~UringDevice() {
   while (in_kernel_ > 0 || !queue_.empty()) UringDevice::Wait(absl::MakeSpan(done));
   // The kernel takes a ring apart in the background and holds the file until then, and with the
   // file the lock that OpenFileDevice took. Whoever opens the file next must not find it.
-  if (role_ == Role::kOwner) ::flock(fd_.get(), LOCK_UN);
+  for (const UniqueFd& fd : fds_) {
+    if (role_ == Role::kOwner) ::flock(fd.get(), LOCK_UN);
+  }
   io_uring_queue_exit(&ring_);
 }
 
@@ -273,23 +282,24 @@ void UringDevice::Prepare(IoRequest& request) {
   io_uring_sqe* const entry = io_uring_get_sqe(&ring_);
   TERRACE_CHECK(entry != nullptr);
   if (request.op == IoOp::kSync) {
-    io_uring_prep_fsync(entry, fixed_file_ ? 0 : fd_.get(), IORING_FSYNC_DATASYNC);
+    io_uring_prep_fsync(entry, FileOf(request.synced_files), IORING_FSYNC_DATASYNC);
   } else {
     PrepareTransfer(request, entry);
   }
-  if (fixed_file_) io_uring_sqe_set_flags(entry, IOSQE_FIXED_FILE);
+  if (fixed_files_) io_uring_sqe_set_flags(entry, IOSQE_FIXED_FILE);
   io_uring_sqe_set_data(entry, &request);
 }
 
 void UringDevice::PrepareTransfer(const IoRequest& request, io_uring_sqe* entry) {
-  const IoTransfer transfer = NextTransfer(request);
-  const int file = fixed_file_ ? 0 : fd_.get();
+  const StripeLayout::Extent place = info_.layout.Locate(request.offset + request.transferred);
+  const IoTransfer transfer = NextTransfer(request, place.bytes);
+  const int file = FileOf(place.file);
   const bool reading = request.op == IoOp::kRead;
   if (transfer.vectors.size() > 1) {
     // The vectors are the submitter's own and outlive the request in the kernel.
     const unsigned count = static_cast<unsigned>(transfer.vectors.size());
     const auto prepare = reading ? io_uring_prep_readv : io_uring_prep_writev;
-    prepare(entry, file, transfer.vectors.data(), count, transfer.offset);
+    prepare(entry, file, transfer.vectors.data(), count, place.offset);
     return;
   }
   const iovec& buffer = transfer.vectors.empty() ? transfer.single : transfer.vectors.front();
@@ -297,14 +307,14 @@ void UringDevice::PrepareTransfer(const IoRequest& request, io_uring_sqe* entry)
   const int pinned = PinnedIndex(buffer.iov_base, bytes);
   if (pinned >= 0) {
     if (reading) {
-      io_uring_prep_read_fixed(entry, file, buffer.iov_base, bytes, transfer.offset, pinned);
+      io_uring_prep_read_fixed(entry, file, buffer.iov_base, bytes, place.offset, pinned);
     } else {
-      io_uring_prep_write_fixed(entry, file, buffer.iov_base, bytes, transfer.offset, pinned);
+      io_uring_prep_write_fixed(entry, file, buffer.iov_base, bytes, place.offset, pinned);
     }
   } else if (reading) {
-    io_uring_prep_read(entry, file, buffer.iov_base, bytes, transfer.offset);
+    io_uring_prep_read(entry, file, buffer.iov_base, bytes, place.offset);
   } else {
-    io_uring_prep_write(entry, file, buffer.iov_base, bytes, transfer.offset);
+    io_uring_prep_write(entry, file, buffer.iov_base, bytes, place.offset);
   }
 }
 
@@ -362,7 +372,7 @@ IoRequest* UringDevice::Digest(const io_uring_cqe& completion) {
     if (::read(wake_fd_.get(), &wakes, sizeof(wakes)) == sizeof(wakes)) woken_ = true;
     return nullptr;
   }
-  if (Advance(*request, completion.res) == IoStep::kResume) {
+  if (Advance(*request, completion.res, fds_.size()) == IoStep::kResume) {
     Prepare(*request);
     return nullptr;
   }

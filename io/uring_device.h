@@ -26,9 +26,11 @@ namespace terrace {
 // entries, so neither can overflow.
 class UringDevice final : public BlockDevice {
  public:
-  // `info` has everything but the engine. Takes `fd` over when it succeeds. kUnavailable, with the
-  // call and the errno text, when the kernel or a container forbids io_uring.
-  static absl::StatusOr<std::unique_ptr<BlockDevice>> Create(UniqueFd& fd, DeviceInfo info);
+  // `info` has everything but the engine. Takes `fds`, the files of its layout, over when it
+  // succeeds. kUnavailable, with the call and the errno text, when the kernel or a container
+  // forbids io_uring.
+  static absl::StatusOr<std::unique_ptr<BlockDevice>> Create(std::vector<UniqueFd>& fds,
+                                                             DeviceInfo info);
   ~UringDevice() override;
 
   absl::Status RegisterBuffers(absl::Span<const iovec> buffers) override;
@@ -50,9 +52,9 @@ class UringDevice final : public BlockDevice {
   enum class Role : uint8_t { kOwner, kClone };
 
   UringDevice(UniqueFd wake_fd, DeviceInfo info, Role role);
-  // Takes `fd` over when it succeeds.
-  static absl::StatusOr<std::unique_ptr<UringDevice>> Make(UniqueFd& fd, DeviceInfo info,
-                                                           Role role);
+  // Takes `fds` over when it succeeds.
+  static absl::StatusOr<std::unique_ptr<UringDevice>> Make(std::vector<UniqueFd>& fds,
+                                                           DeviceInfo info, Role role);
 
   // Binds the ring to the calling thread, the first time.
   void Enable();
@@ -64,6 +66,10 @@ class UringDevice final : public BlockDevice {
   bool TopUp(size_t limit);
   void Prepare(IoRequest& request);
   void PrepareTransfer(const IoRequest& request, io_uring_sqe* entry);
+  // How an entry names a file: its registered index, or its descriptor.
+  int FileOf(size_t index) const {
+    return fixed_files_ ? static_cast<int>(index) : fds_[index].get();
+  }
   // The registration that all of this memory lies in, or -1.
   int PinnedIndex(const void* base, size_t bytes) const;
   // Keeps a poll on the eventfd in the kernel, so that Wake ends a wait.
@@ -78,11 +84,11 @@ class UringDevice final : public BlockDevice {
   IoRequest* Digest(const io_uring_cqe& completion);
 
   // Constant after Create. The eventfd is also written by Wake, from any thread.
-  UniqueFd fd_;
+  std::vector<UniqueFd> fds_;
   const UniqueFd wake_fd_;
   DeviceInfo info_;
-  const Role role_;                  // the owner releases the lock on the file
-  bool fixed_file_ = false;          // fd_ is registered as file 0 of the ring
+  const Role role_;                  // the owner releases the locks on the files
+  bool fixed_files_ = false;         // fds_ are registered, with the same indices
   std::vector<PinnedRange> pinned_;  // constant after RegisterBuffers
 
   // Owned by the device's thread.

@@ -29,6 +29,7 @@ struct Case {
   IoEngine engine;
   bool direct_io = false;
   const char* parent = "";  // of the directory with the file
+  bool striped = false;     // over two files, a page each in turn
 };
 
 void PrintTo(const Case& which, std::ostream* out) { *out << which.name; }
@@ -41,7 +42,7 @@ class BlockDeviceTest : public testing::TestWithParam<Case> {
       GTEST_SKIP() << GetParam().parent << " is not there";
     }
     dir_ = std::make_unique<TempDir>(GetParam().parent);
-    absl::StatusOr<std::unique_ptr<BlockDevice>> trial = OpenAt("trial", kPageBytes, 1);
+    absl::StatusOr<std::unique_ptr<BlockDevice>> trial = OpenAt("trial", 2 * kPageBytes, 1);
     if (GetParam().engine == IoEngine::kIoUring &&
         trial.status().code() == absl::StatusCode::kUnavailable) {
       GTEST_SKIP() << trial.status();
@@ -59,6 +60,8 @@ class BlockDeviceTest : public testing::TestWithParam<Case> {
     }
     FileDeviceOptions options;
     options.path = dir_->Join(name);
+    if (GetParam().striped) options.more_paths = {dir_->Join(name + "2")};
+    options.stripe_bytes = kPageBytes;
     options.size_bytes = size_bytes;
     options.create = true;
     options.direct_io = GetParam().direct_io;
@@ -310,9 +313,12 @@ TEST_P(BlockDeviceTest, RefusesWhatIsNotOnWholePagesInsideTheDevice) {
 TEST_P(BlockDeviceTest, ErrorsNamePathOperationOffsetLengthAndErrno) {
   const std::unique_ptr<BlockDevice> device = Open(4);
   Transfer read(IoOp::kRead, 3 * kPageBytes, 2 * kPageBytes);
-  EXPECT_EQ(
-      Run(*device, read).message(),
-      device->info().path + ": read of 8192 bytes at offset 12288: Invalid argument after 0 bytes");
+  const DeviceInfo& info = device->info();
+  EXPECT_EQ(Run(*device, read).message(),
+            (GetParam().striped ? info.more_paths[0] : info.path) +
+                ": read of 8192 bytes at offset 12288" +
+                (GetParam().striped ? " of the device, at 4096 in this file" : "") +
+                ": Invalid argument after 0 bytes");
 }
 
 TEST_P(BlockDeviceTest, TransfersOfNothingSucceed) {
@@ -400,7 +406,7 @@ TEST_P(BlockDeviceTest, BelongsToTheThreadThatUsesItFirst) {
     EXPECT_TRUE(Run(*device, write).ok());
   }).join();
   // Idle, it may be destroyed anywhere, and a device of this thread does not notice.
-  absl::StatusOr<std::unique_ptr<BlockDevice>> other = OpenAt("other", kPageBytes, 2);
+  absl::StatusOr<std::unique_ptr<BlockDevice>> other = OpenAt("other", 2 * kPageBytes, 2);
   ASSERT_TRUE(other.ok()) << other.status();
   Transfer read(IoOp::kRead, 0, kPageBytes);
   EXPECT_TRUE(Run(**other, read).ok());
@@ -444,6 +450,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"IoUringDirect", IoEngine::kIoUring, true},
                     Case{"IoUringBuffered", IoEngine::kIoUring},
                     Case{"IoUringTmpfs", IoEngine::kIoUring, false, "/dev/shm"},
+                    Case{"IoUringStriped", IoEngine::kIoUring, true, "", true},
+                    Case{"ThreadsStriped", IoEngine::kThreads, false, "", true},
                     Case{"ThreadsDirect", IoEngine::kThreads, true},
                     Case{"ThreadsBuffered", IoEngine::kThreads},
                     Case{"ThreadsTmpfs", IoEngine::kThreads, false, "/dev/shm"}),

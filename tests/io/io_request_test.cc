@@ -65,10 +65,14 @@ class UnreliableKernel {
 
  private:
   int64_t Move(const IoRequest& request) {
-    const IoTransfer transfer = NextTransfer(request);
+    // As where the next stripe of a device of several files begins.
+    const uint64_t limit = random_() % 2 == 0 ? UINT64_MAX : (1 + random_() % 8) * kPageBytes;
+    const IoTransfer transfer = NextTransfer(request, limit);
     const std::vector<iovec> vectors = VectorsOf(transfer);
     uint64_t length = 0;
     for (const iovec& vector : vectors) length += vector.iov_len;
+    EXPECT_GT(length, 0);
+    EXPECT_LE(length, limit);
     const uint64_t granted =
         random_() % 4 == 0 ? length : std::uniform_int_distribution<uint64_t>(1, length)(random_);
     uint64_t moved = 0;
@@ -168,6 +172,30 @@ TEST_F(IoRequestLife, FirstTransferIsTheWholeRequest) {
   EXPECT_EQ(transfer.offset, request_.offset);
   EXPECT_EQ(transfer.vectors.data(), buffers_.data());
   EXPECT_EQ(transfer.vectors.size(), 2u);
+}
+
+TEST_F(IoRequestLife, AnyLimitCutsWholeBuffersOrAPartOfOne) {
+  const IoTransfer part = NextTransfer(request_, 2 * kPageBytes);
+  EXPECT_TRUE(part.vectors.empty());
+  EXPECT_EQ(part.single.iov_base, memory_.data());
+  EXPECT_EQ(part.single.iov_len, 2 * kPageBytes);
+  EXPECT_EQ(NextTransfer(request_, 3 * kPageBytes).vectors.size(), 1u);
+  EXPECT_EQ(NextTransfer(request_, 4 * kPageBytes).vectors.size(), 2u);
+}
+
+TEST_F(IoRequestLife, SyncGoesThroughEveryFileUntilOneFails) {
+  request_.op = IoOp::kSync;
+  EXPECT_EQ(Advance(request_, 0, 3), IoStep::kResume);
+  EXPECT_EQ(Advance(request_, -EINTR, 3), IoStep::kResume);
+  EXPECT_EQ(request_.synced_files, 1u);
+  EXPECT_EQ(Advance(request_, 0, 3), IoStep::kResume);
+  EXPECT_EQ(Advance(request_, -EIO, 3), IoStep::kDone);
+  EXPECT_EQ(request_.error, EIO);
+  EXPECT_EQ(request_.synced_files, 2u);
+  Reset(request_);
+  for (int file = 0; file < 2; ++file) EXPECT_EQ(Advance(request_, 0, 3), IoStep::kResume);
+  EXPECT_EQ(Advance(request_, 0, 3), IoStep::kDone);
+  EXPECT_EQ(request_.error, 0);
 }
 
 TEST_F(IoRequestLife, TransientErrorsSurfaceOnceTheRetriesAreUsedUp) {

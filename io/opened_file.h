@@ -1,0 +1,48 @@
+#ifndef TERRACE_IO_OPENED_FILE_H_
+#define TERRACE_IO_OPENED_FILE_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "io/unique_fd.h"
+
+namespace terrace {
+
+// One file of a device on its way to be part of it: what OpenFileDevice does with each. Statuses
+// name the path and the errno text. Thread-compatible.
+struct OpenedFile {
+  std::string path;
+  UniqueFd fd;
+  bool created = false;
+  bool regular = false;     // else a block device
+  uint64_t size_bytes = 0;  // as it was found; may be a fraction of a page
+  uint64_t allocated_bytes = 0;
+};
+
+// Opens the file, locks it against other processes and looks at it; changes nothing, but makes it
+// when it is absent and `create` asks for it.
+absl::StatusOr<OpenedFile> OpenAndLock(const std::string& path, bool create, bool read_only);
+
+// The size that the file is to have when it is to have `wanted_bytes`, or what it has when that is
+// 0. kInvalidArgument when it cannot: it is larger and must not be truncated, or smaller and cannot
+// be extended.
+absl::StatusOr<uint64_t> DecideSize(const OpenedFile& file, uint64_t wanted_bytes, bool truncate,
+                                    bool read_only);
+
+// Switches the page cache off; returns why that is not possible, or an empty string.
+std::string SwitchOnDirectIo(int fd);
+// Clears every flag, direct I/O included.
+absl::Status ClearFlags(const std::string& path, int fd);
+
+// Extends the file to `size_bytes`, discarding what it has first if `truncate`, takes the space for
+// it from the disk, so that no later write can find the disk full, and makes its length, and the
+// name of a new one, survive power loss. On failure the file has its former length again, or 0.
+absl::Status Reserve(const OpenedFile& file, int fd, uint64_t size_bytes, bool truncate);
+// Gives the file back the length that it had, once another one of the device could not be extended.
+void UndoReserve(const OpenedFile& file, int fd);
+
+}  // namespace terrace
+
+#endif  // TERRACE_IO_OPENED_FILE_H_
