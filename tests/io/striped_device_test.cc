@@ -38,6 +38,8 @@ TEST(StripeLayout, EveryByteHasOnePlaceAndStripesTakeTurns) {
   }
 }
 
+std::string TextOf(const absl::Status& status) { return std::string(status.message()); }
+
 class StripedDeviceTest : public testing::TestWithParam<IoEngine> {
  protected:
   std::string PathOf(size_t file) const { return dir_.Join("part" + std::to_string(file)); }
@@ -120,7 +122,7 @@ TEST_P(StripedDeviceTest, ErrorsNameTheFileThatFailedAndThePlaceInIt) {
   IoRequest* const batch[] = {read.request()};
   const absl::Status status = RunBatch(*device, batch);
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
-  EXPECT_THAT(status.message(),
+  EXPECT_THAT(TextOf(status),
               AllOf(StartsWith(PathOf(1) + ": read of 16384 bytes at offset 0 of the device"),
                     HasSubstr("at 0 in this file"), HasSubstr("after 8192 bytes")));
   Transfer good(IoOp::kRead, 2 * kStripeBytes, kStripeBytes);
@@ -132,28 +134,28 @@ TEST_P(StripedDeviceTest, FilesThatDoNotBelongTogetherAreRefusedUntouched) {
   if (Make() == nullptr) GTEST_SKIP() << "the engine is not available";
   std::filesystem::resize_file(PathOf(2), kStripeBytes);
   FileDeviceOptions options = Options(0);
-  EXPECT_THAT(OpenFileDevice(options).status().message(),
+  EXPECT_THAT(TextOf(OpenFileDevice(options).status()),
               AllOf(StartsWith(PathOf(2)), HasSubstr("has 8192 bytes"), HasSubstr("32768")));
   for (size_t file = 0; file < kFiles; ++file) {
     std::filesystem::resize_file(PathOf(file), 5 * kPageBytes);
   }
-  EXPECT_THAT(OpenFileDevice(options).status().message(), HasSubstr("whole stripes of 8192"));
+  EXPECT_THAT(TextOf(OpenFileDevice(options).status()), HasSubstr("whole stripes of 8192"));
   EXPECT_EQ(Content(0).size(), 5 * kPageBytes);
 }
 
 TEST_P(StripedDeviceTest, BadOptionsAreNamed) {
   FileDeviceOptions options = Options(kFiles * kFileBytes);
   options.more_paths[1] = PathOf(0);
-  EXPECT_THAT(OpenFileDevice(options).status().message(),
+  EXPECT_THAT(TextOf(OpenFileDevice(options).status()),
               AllOf(HasSubstr("more_paths"), HasSubstr(PathOf(0)), HasSubstr("twice")));
   options = Options(kFiles * kFileBytes + kStripeBytes);
-  EXPECT_THAT(OpenFileDevice(options).status().message(), HasSubstr("each of 3 files"));
+  EXPECT_THAT(TextOf(OpenFileDevice(options).status()), HasSubstr("each of 3 files"));
   options = Options(kFiles * kFileBytes);
   options.stripe_bytes = 100;
-  EXPECT_THAT(OpenFileDevice(options).status().message(), HasSubstr("stripe_bytes: 100"));
+  EXPECT_THAT(TextOf(OpenFileDevice(options).status()), HasSubstr("stripe_bytes: 100"));
   options = Options(kFiles * kFileBytes);
   options.more_paths[0] = "";
-  EXPECT_THAT(OpenFileDevice(options).status().message(), HasSubstr("path: is empty"));
+  EXPECT_THAT(TextOf(OpenFileDevice(options).status()), HasSubstr("path: is empty"));
   EXPECT_TRUE(std::filesystem::is_empty(dir_.path()));
 }
 
