@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -49,14 +50,18 @@ void Store(TierManager& tiers, size_t block_bytes) {
   OrDie(tiers.Flush());
 }
 
-double BytesPerSecond(const std::string& dir, size_t block_bytes, bool coalesce,
+double BytesPerSecond(const std::string& dir, size_t block_bytes, bool coalesce, bool shuffled,
                       const std::vector<uint64_t>& starts) {
   const auto tiers = OpenTiers(dir, block_bytes, /*reuse=*/true, coalesce);
   std::vector<BlockRead> reads(kHeads * kRun);
+  // The order in which a lookup names them: by position, or by score.
+  std::vector<size_t> order(reads.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  if (shuffled) std::shuffle(order.begin(), order.end(), std::mt19937_64(2));
   const absl::Time start = absl::Now();
   for (size_t head = 0; head + kHeads <= starts.size(); head += kHeads) {
     for (size_t i = 0; i < reads.size(); ++i) {
-      reads[i] = {.id = {0, starts[head + i / kRun] + i % kRun}};
+      reads[order[i]] = {.id = {0, starts[head + i / kRun] + i % kRun}};
     }
     const Lease lease = OrDie(tiers->Fetch(reads));
     for (size_t i = 0; i < lease.size(); ++i) {
@@ -78,13 +83,15 @@ void Compare(const std::string& dir, size_t block_bytes, size_t pairs) {
   std::shuffle(starts.begin(), starts.end(), std::mt19937_64(1));
   starts.resize(std::min<size_t>(starts.size(), kPassBytes / (kRun * block_bytes)) / kHeads *
                 kHeads);
-  std::vector<double> with, without;
-  RunPairs(
-      pairs, [&] { with.push_back(BytesPerSecond(dir, block_bytes, true, starts)); },
-      [&] { without.push_back(BytesPerSecond(dir, block_bytes, false, starts)); });
-  std::printf("%6zu bytes  %.3f GB/s with, %.3f without, ratio %s\n", block_bytes,
-              Quantile(with, 0.5) / 1e9, Quantile(without, 0.5) / 1e9,
-              RatioText(with, without).c_str());
+  for (const bool shuffled : {false, true}) {
+    std::vector<double> with, without;
+    RunPairs(
+        pairs, [&] { with.push_back(BytesPerSecond(dir, block_bytes, true, shuffled, starts)); },
+        [&] { without.push_back(BytesPerSecond(dir, block_bytes, false, shuffled, starts)); });
+    std::printf("%6zu bytes, %s  %.3f GB/s with, %.3f without, ratio %s\n", block_bytes,
+                shuffled ? "by score   " : "by position", Quantile(with, 0.5) / 1e9,
+                Quantile(without, 0.5) / 1e9, RatioText(with, without).c_str());
+  }
   std::remove(absl::StrCat(dir, "/terrace.kv").c_str());
 }
 

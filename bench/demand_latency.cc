@@ -2,7 +2,7 @@
 // through an IoScheduler while 1 MiB writes are always queued: once with the limits of its classes,
 // once with none, as if everybody sent requests to the device at will.
 //
-//   demand_latency DIR [PAIRS]
+//   demand_latency DIR [PAIRS [SECONDS]]
 
 #include <array>
 #include <atomic>
@@ -30,7 +30,6 @@ constexpr size_t kBlockBytes = size_t{64} << 10;
 constexpr size_t kReads = 4;  // of one demand batch
 constexpr size_t kWriteBytes = size_t{1} << 20;
 constexpr size_t kWrites = 32;  // always queued or in flight
-constexpr absl::Duration kPass = absl::Seconds(2);
 
 struct PassResult {
   double p99_us = 0;
@@ -75,7 +74,7 @@ class Contest {
         std::move(device), options, [this](absl::Span<IoRequest* const> done) { Ended(done); });
   }
 
-  PassResult Run() {
+  PassResult Run(absl::Duration pass) {
     for (IoRequest* write : writes_.all()) write->offset = NextWrite();
     OrDie(scheduler_->Submit(IoClass::kOffload, writes_.all()));
     absl::SleepFor(absl::Milliseconds(200));
@@ -83,7 +82,7 @@ class Contest {
     LatencyHistogram latency;
     std::mt19937_64 random(1);
     const absl::Time start = absl::Now();
-    while (absl::Now() - start < kPass) {
+    while (absl::Now() - start < pass) {
       for (IoRequest* read : reads_.all()) {
         read->offset = random() % (kFileBytes / kBlockBytes) * kBlockBytes;
       }
@@ -145,12 +144,12 @@ void MakeFile(const std::string& path) {
   }
 }
 
-int Run(const std::string& dir, size_t pairs) {
+int Run(const std::string& dir, size_t pairs, absl::Duration duration) {
   const std::string path = absl::StrCat(dir, "/demand_latency");
   MakeFile(path);
   std::vector<double> with_p99, without_p99, with_rate, without_rate;
   const auto pass = [&](bool limits, std::vector<double>& p99, std::vector<double>& rate) {
-    const PassResult result = Contest(path, limits).Run();
+    const PassResult result = Contest(path, limits).Run(duration);
     p99.push_back(result.p99_us);
     rate.push_back(result.written_bytes_per_second);
   };
@@ -174,9 +173,10 @@ int Run(const std::string& dir, size_t pairs) {
 
 int main(int argc, char** argv) {
   const int pairs = argc > 2 ? std::atoi(argv[2]) : 9;
-  if (argc < 2 || argc > 3 || pairs < 1) {
-    std::fprintf(stderr, "usage: demand_latency DIR [PAIRS]\n");
+  const double seconds = argc > 3 ? std::atof(argv[3]) : 2;
+  if (argc < 2 || argc > 4 || pairs < 1 || seconds <= 0) {
+    std::fprintf(stderr, "usage: demand_latency DIR [PAIRS [SECONDS of a pass]]\n");
     return 2;
   }
-  return terrace::Run(argv[1], static_cast<size_t>(pairs));
+  return terrace::Run(argv[1], static_cast<size_t>(pairs), absl::Seconds(seconds));
 }

@@ -6,14 +6,13 @@
 //   terrace replay ... --export-ops OPS
 //   replay_fetch OPS DIR [PAIRS]
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <map>
 #include <memory>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -22,6 +21,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "bench/measure.h"
+#include "bench/ops_file.h"
 #include "io/aligned_buffer.h"
 #include "tiers/tier_manager.h"
 
@@ -30,7 +30,6 @@ namespace {
 
 constexpr size_t kBlockBytes = size_t{64} << 10;
 constexpr uint64_t kNvmeBytes = uint64_t{2} << 30;
-constexpr size_t kMaxBatch = 128;
 // Blocks of DRAM in the measured passes. A block is not asked for again while it may still be
 // there.
 constexpr size_t kDramBlocks = 1024;
@@ -56,29 +55,23 @@ TierManagerOptions Options(const std::string& dir, uint64_t hbm, uint64_t dram, 
 // Repeats the operations and returns, fetch by fetch, the device offsets of what came from NVMe.
 std::vector<std::vector<uint64_t>> RecordBatches(const std::string& ops, const std::string& dir,
                                                  std::vector<PlacedBlock>& at_the_end) {
-  std::ifstream file(ops);
-  if (!file) OrDie(absl::NotFoundError(absl::StrCat(ops, ": cannot open")));
   auto tiers = OrDie(
       TierManager::Open(Options(dir, uint64_t{64} << 20, uint64_t{256} << 20, /*reuse=*/false)));
   std::vector<std::vector<uint64_t>> batches;
   std::vector<std::byte> bytes(kBlockBytes);
   std::unordered_set<uint64_t> seen;
-  for (std::string line; std::getline(file, line);) {
-    std::istringstream words(line);
-    std::string verb;
-    uint64_t id = 0;
-    words >> verb;
-    if (verb == "put" && words >> id) {
+  for (const BlockOp& op : OrDie(ReadBlockOps(ops))) {
+    if (op.put) {
+      const uint64_t id = op.ids[0];
       seen.insert(id);
       std::memcpy(bytes.data(), &id, sizeof(id));
       const BlockWrite write = {.id = {0, id}, .bytes = bytes};
       OrDie(tiers->Put({&write, 1}));
       continue;
     }
-    if (verb != "get") OrDie(absl::InvalidArgumentError(absl::StrCat(ops, ": bad line: ", line)));
     std::vector<BlockRead> reads;
     std::vector<uint64_t> offsets;
-    while (words >> id) {
+    for (uint64_t id : op.ids) {
       reads.push_back({.id = {0, id}});
       if (tiers->Find({0, id}) == Tier::kNvme) {
         offsets.push_back(tiers->NvmeOffset({0, id}).value_or(0));
@@ -161,9 +154,11 @@ PassResult DevicePass(const std::string& dir, const std::vector<Batch>& batches)
   auto device = OrDie(OpenFileDevice(options));
   AlignedBuffer memory = OrDie(AlignedBuffer::Create(kDramBlocks * kBlockBytes));
   const iovec all = {memory.data(), memory.size()};
-  OrDie(device->RegisterBuffers({&all, 1}));  // as a TierManager does
-  std::vector<iovec> vectors(kMaxBatch);
-  std::vector<IoRequest> requests(kMaxBatch);
+  static_cast<void>(device->RegisterBuffers({&all, 1}));  // as a TierManager does
+  size_t largest = 0;
+  for (const Batch& batch : batches) largest = std::max(largest, batch.size());
+  std::vector<iovec> vectors(largest);
+  std::vector<IoRequest> requests(largest);
   std::vector<IoRequest*> submitted;
   size_t slot = 0;
   return TimePass(batches, [&](const Batch& batch) {

@@ -15,6 +15,7 @@ foreach(library IN ITEMS io tiers)
       PATTERN "*.h"
       PATTERN "uring_device.h" EXCLUDE
       PATTERN "thread_device.h" EXCLUDE
+      PATTERN "opened_file.h" EXCLUDE
       PATTERN "unique_fd.h" EXCLUDE)
   endif()
 endforeach()

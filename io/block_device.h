@@ -101,14 +101,15 @@ class BlockDevice {
 struct FileDeviceOptions {
   std::string path;
   // More files, one on each of several disks: the device is all of them, in stripes that take
-  // turns. They have one size and lie there in whole stripes; the order must always be the same. A
-  // request that crosses into the next stripe does so when it is done with the one before.
+  // turns. They have one size, of whole stripes (of larger block devices the rest is not used); the
+  // order must always be the same. A request that crosses into the next stripe does so when it is
+  // done with the one before.
   std::vector<std::string> more_paths = {};
   uint64_t stripe_bytes = uint64_t{4} << 20;  // a multiple of kPageBytes
   // Size of the device, a multiple of kPageBytes, over all of its files. A smaller file is extended
   // and its space reserved on the disk where the filesystem can; a larger one is refused unless
-  // `truncate`. 0 takes the size the file has, rounded up to whole pages; an incomplete last page
-  // reads as a premature end.
+  // `truncate`; a larger block device is fine. 0 takes the size the file has, rounded up to whole
+  // pages; an incomplete last page reads as a premature end.
   uint64_t size_bytes = 0;
   bool create = false;     // make the file when absent, readable and writable by its owner only
   bool truncate = false;   // discard what it holds

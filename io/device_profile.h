@@ -27,7 +27,7 @@ struct DeviceProfile {
   };
 
   static constexpr uint64_t kDefaultGapBytes = uint64_t{16} << 10;
-  static constexpr uint64_t kMaxGapBytes = uint64_t{1} << 20;
+  static constexpr uint64_t kMaxGapBytes = uint64_t{128} << 10;
   static constexpr size_t kDefaultDepth = 64;
   static constexpr uint64_t kDefaultRequestBytes = uint64_t{128} << 10;
 

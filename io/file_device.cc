@@ -45,14 +45,10 @@ absl::Status Validate(const FileDeviceOptions& options) {
   const auto invalid = [](auto&&... text) {
     return absl::InvalidArgumentError(absl::StrCat(text...));
   };
-  std::vector<std::string> paths = PathsOf(options);
-  for (const std::string& path : paths) {
+  for (const std::string& path : PathsOf(options)) {
     if (path.empty()) return invalid("path: is empty");
     if (path.find('\0') != std::string::npos) return invalid("path: holds a zero byte");
   }
-  std::sort(paths.begin(), paths.end());
-  const auto twice = std::adjacent_find(paths.begin(), paths.end());
-  if (twice != paths.end()) return invalid("more_paths: ", *twice, " is named twice");
   if (absl::Status status = CheckStripes(options); !status.ok()) return status;
   if (!IsPageAligned(options.size_bytes) || options.size_bytes > kMaxSizeBytes) {
     return invalid("size_bytes: ", options.size_bytes, " is not a file size that is a multiple of ",
@@ -73,21 +69,29 @@ absl::Status Validate(const FileDeviceOptions& options) {
 // The size of the device to be; every file has its share of it.
 absl::StatusOr<uint64_t> DecideSizes(const FileDeviceOptions& options,
                                      const std::vector<OpenedFile>& files) {
-  const uint64_t wanted_bytes = options.size_bytes / files.size();
-  uint64_t share_bytes = 0;
+  const bool striped = files.size() > 1;
+  std::vector<uint64_t> sizes;
   for (const OpenedFile& file : files) {
     const absl::StatusOr<uint64_t> bytes =
-        DecideSize(file, wanted_bytes, options.truncate, options.read_only);
+        DecideSize(file, options.size_bytes / files.size(), options.truncate, options.read_only);
     if (!bytes.ok()) return bytes.status();
-    if (share_bytes == 0) share_bytes = *bytes;
-    if (files.size() == 1) continue;
-    if (*bytes != share_bytes || *bytes % options.stripe_bytes != 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(file.path, ": size_bytes: the file has ", *bytes, " bytes, which ",
-                       *bytes != share_bytes
-                           ? absl::StrCat("differs from the ", share_bytes, " of ", options.path)
-                           : absl::StrCat("are not whole stripes of ", options.stripe_bytes)));
-    }
+    // Disks are rarely whole stripes; what is left over is not used.
+    const bool whole_stripes = striped && !file.regular;
+    sizes.push_back(whole_stripes ? *bytes / options.stripe_bytes * options.stripe_bytes : *bytes);
+  }
+  const uint64_t share_bytes = *std::min_element(sizes.begin(), sizes.end());
+  for (size_t i = 0; i < files.size() && striped; ++i) {
+    const bool fits = sizes[i] == share_bytes || !files[i].regular;
+    if (fits && share_bytes > 0 && share_bytes % options.stripe_bytes == 0) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        files[i].path, ": size_bytes: the file has ", files[i].size_bytes, " bytes, which ",
+        fits ? absl::StrCat("are not whole stripes of ", options.stripe_bytes)
+             : absl::StrCat("differs from the ", share_bytes, " of the smallest file")));
+  }
+  if (share_bytes > kMaxSizeBytes / files.size()) {
+    return absl::InvalidArgumentError(absl::StrCat(options.path, ": size_bytes: ", files.size(),
+                                                   " files of ", share_bytes,
+                                                   " bytes are more than a device can have"));
   }
   return share_bytes * files.size();
 }
@@ -98,6 +102,8 @@ absl::Status SetUpDirectIo(bool wanted, const std::vector<OpenedFile>& files, De
   for (const OpenedFile& file : files) {
     if (!info.direct_reason.empty()) break;
     info.direct_reason = SwitchOnDirectIo(file.fd.get());
+    if (info.direct_reason.empty() || files.size() == 1) continue;
+    info.direct_reason = absl::StrCat(file.path, ": ", info.direct_reason);
   }
   info.direct_io = info.direct_reason.empty();
   if (info.direct_io) info.direct_reason = "the filesystem supports it";
@@ -136,9 +142,10 @@ absl::StatusOr<std::unique_ptr<BlockDevice>> StartEngine(IoEngine wanted,
 
 absl::StatusOr<std::unique_ptr<BlockDevice>> OpenFileDevice(const FileDeviceOptions& options) {
   if (absl::Status status = Validate(options); !status.ok()) return status;
-  // A file that was made stays locked until it is removed again: the device, which takes the
-  // descriptors over, must outlive the cleanup.
+  // A file that was made stays locked until it is removed again: whoever has the descriptors, in
+  // the end the device, must outlive the cleanup.
   std::vector<OpenedFile> files;
+  std::vector<UniqueFd> fds;
   absl::StatusOr<std::unique_ptr<BlockDevice>> device;
   absl::Cleanup remove_created = [&files] {
     for (const OpenedFile& file : files) {
@@ -146,7 +153,7 @@ absl::StatusOr<std::unique_ptr<BlockDevice>> OpenFileDevice(const FileDeviceOpti
     }
   };
   for (const std::string& path : PathsOf(options)) {
-    absl::StatusOr<OpenedFile> file = OpenAndLock(path, options.create, options.read_only);
+    absl::StatusOr<OpenedFile> file = OpenAndLock(path, options.create, options.read_only, files);
     if (!file.ok()) return file.status();
     files.push_back(*std::move(file));
   }
@@ -163,7 +170,6 @@ absl::StatusOr<std::unique_ptr<BlockDevice>> OpenFileDevice(const FileDeviceOpti
     return status;
   }
   std::vector<int> numbers;
-  std::vector<UniqueFd> fds;
   for (OpenedFile& file : files) {
     numbers.push_back(file.fd.get());
     fds.push_back(std::move(file.fd));
@@ -178,8 +184,8 @@ absl::StatusOr<std::unique_ptr<BlockDevice>> OpenFileDevice(const FileDeviceOpti
     if (!options.truncate && !extend) continue;
     const absl::Status status = Reserve(files[i], numbers[i], share_bytes, options.truncate);
     if (status.ok()) continue;
-    for (size_t done = 0; done < i && !options.truncate; ++done) {
-      UndoReserve(files[done], numbers[done]);
+    for (size_t done = 0; done < i; ++done) {
+      UndoReserve(files[done], numbers[done], options.truncate);
     }
     return status;
   }

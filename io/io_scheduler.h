@@ -36,7 +36,7 @@ struct IoSchedulerOptions {
   // disk serves a read behind all bytes of the writes that it took before, so it is bytes and not
   // requests that demand waits for.
   std::array<uint64_t, kIoClassCount> class_bytes = {UINT64_MAX, uint64_t{16} << 20,
-                                                     uint64_t{2} << 20};
+                                                     uint64_t{4} << 20};
   // A class with nothing inside the device comes first after this many requests of more urgent
   // classes went before its own: whatever the load, every class gets on.
   size_t patience = 64;

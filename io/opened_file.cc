@@ -93,6 +93,16 @@ absl::Status Lock(const std::string& path, bool read_only, int fd) {
   return absl::OkStatus();
 }
 
+absl::Status Identify(OpenedFile& file) {
+  struct stat found = {};
+  if (::fstat(file.fd.get(), &found) != 0) return ErrnoStatus(file.path, "cannot stat", errno);
+  // A block device is the same by any node that leads to it.
+  const bool block_device = S_ISBLK(found.st_mode);
+  file.volume = block_device ? found.st_rdev : found.st_dev;
+  file.number = block_device ? 0 : found.st_ino;
+  return absl::OkStatus();
+}
+
 // Fills in what `file` is. Called with the lock held, so that it stays true.
 absl::Status Describe(OpenedFile& file) {
   struct stat found = {};
@@ -189,9 +199,15 @@ absl::Status Persist(const std::string& path, int fd, bool created) {
 
 }  // namespace
 
-absl::StatusOr<OpenedFile> OpenAndLock(const std::string& path, bool create, bool read_only) {
+absl::StatusOr<OpenedFile> OpenAndLock(const std::string& path, bool create, bool read_only,
+                                       absl::Span<const OpenedFile> others) {
   absl::StatusOr<OpenedFile> file = Open(path, create, read_only);
   if (!file.ok()) return file;
+  if (absl::Status status = Identify(*file); !status.ok()) return status;
+  for (const OpenedFile& other : others) {
+    if (other.volume != file->volume || other.number != file->number) continue;
+    return absl::InvalidArgumentError(absl::StrCat(path, ": is the same file as ", other.path));
+  }
   // Whoever is faster with the lock owns a new file, so only a locked one may be removed.
   if (absl::Status status = Lock(path, read_only, file->fd.get()); !status.ok()) return status;
   if (absl::Status status = Describe(*file); !status.ok()) {
@@ -215,7 +231,7 @@ absl::StatusOr<uint64_t> DecideSize(const OpenedFile& file, uint64_t wanted_byte
     if (size_bytes == 0) return invalid("an empty file needs a size");
     return size_bytes;
   }
-  if (file.size_bytes > wanted_bytes && !truncate) {
+  if (file.size_bytes > wanted_bytes && file.regular && !truncate) {
     return invalid("the file has ", file.size_bytes, " bytes, more than ", wanted_bytes);
   }
   if (file.size_bytes < wanted_bytes && (read_only || !file.regular)) {
@@ -237,13 +253,16 @@ absl::Status ClearFlags(const std::string& path, int fd) {
 }
 
 absl::Status Reserve(const OpenedFile& file, int fd, uint64_t size_bytes, bool truncate) {
-  const absl::Status status = Allocate(file, fd, size_bytes, truncate);
-  return status.ok() ? Persist(file.path, fd, file.created) : status;
+  absl::Status status = Allocate(file, fd, size_bytes, truncate);
+  if (!status.ok()) return status;
+  status = Persist(file.path, fd, file.created);
+  if (!status.ok()) UndoReserve(file, fd, truncate);
+  return status;
 }
 
-void UndoReserve(const OpenedFile& file, int fd) {
-  // If it fails, the error of the other file says more.
-  static_cast<void>(::ftruncate(fd, static_cast<off_t>(file.size_bytes)));
+void UndoReserve(const OpenedFile& file, int fd, bool truncate) {
+  // If it fails, the first error says more.
+  static_cast<void>(::ftruncate(fd, truncate ? 0 : static_cast<off_t>(file.size_bytes)));
 }
 
 }  // namespace terrace

@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "io/unique_fd.h"
 
 namespace terrace {
@@ -19,15 +20,19 @@ struct OpenedFile {
   bool regular = false;     // else a block device
   uint64_t size_bytes = 0;  // as it was found; may be a fraction of a page
   uint64_t allocated_bytes = 0;
+  // What tells two files apart, whatever their paths.
+  uint64_t volume = 0;
+  uint64_t number = 0;
 };
 
 // Opens the file, locks it against other processes and looks at it; changes nothing, but makes it
-// when it is absent and `create` asks for it.
-absl::StatusOr<OpenedFile> OpenAndLock(const std::string& path, bool create, bool read_only);
+// when it is absent and `create` asks for it. kInvalidArgument when it is one of `others`.
+absl::StatusOr<OpenedFile> OpenAndLock(const std::string& path, bool create, bool read_only,
+                                       absl::Span<const OpenedFile> others);
 
 // The size that the file is to have when it is to have `wanted_bytes`, or what it has when that is
 // 0. kInvalidArgument when it cannot: it is larger and must not be truncated, or smaller and cannot
-// be extended.
+// be extended. A block device may be larger: the rest of it is left alone.
 absl::StatusOr<uint64_t> DecideSize(const OpenedFile& file, uint64_t wanted_bytes, bool truncate,
                                     bool read_only);
 
@@ -40,8 +45,8 @@ absl::Status ClearFlags(const std::string& path, int fd);
 // it from the disk, so that no later write can find the disk full, and makes its length, and the
 // name of a new one, survive power loss. On failure the file has its former length again, or 0.
 absl::Status Reserve(const OpenedFile& file, int fd, uint64_t size_bytes, bool truncate);
-// Gives the file back the length that it had, once another one of the device could not be extended.
-void UndoReserve(const OpenedFile& file, int fd);
+// Undoes that once another file of the device could not have its space.
+void UndoReserve(const OpenedFile& file, int fd, bool truncate);
 
 }  // namespace terrace
 

@@ -17,6 +17,10 @@ absl::StatusOr<std::unique_ptr<ReadCoalescer>> ReadCoalescer::Create(size_t flig
 }
 
 void ReadCoalescer::Coalesce(FlightBatch& flights) const {
+  if (request_bytes_ == 0) {
+    for (Flight* flight : flights) PrepareAlone(*flight);
+    return;
+  }
   std::sort(flights.begin(), flights.end(),
             [](const Flight* a, const Flight* b) { return a->offset < b->offset; });
   size_t kept = 0;

@@ -52,6 +52,8 @@ class ReadCoalescer {
   static absl::StatusOr<std::unique_ptr<ReadCoalescer>> Create(size_t flights, uint64_t gap_bytes,
                                                                uint64_t request_bytes);
 
+  uint64_t memory_bytes() const { return gaps_.size(); }
+
   // Sorts flights by where they lie on the device, links those that share a request, prepares the
   // requests, and keeps only the first flight of each.
   void Coalesce(FlightBatch& flights) const;

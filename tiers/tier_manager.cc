@@ -242,8 +242,7 @@ Lease TierManager::WaitFor(absl::Span<const FetchItem> items, absl::Time deadlin
     }
     if (lane != nullptr) {
       // It may have taken reads for others along.
-      while (DriveLane(*lane)) {
-      }
+      while (DriveLane(*lane)) NudgeMover();
       idle_lanes_.push_back(lane);
     }
     --waiters_;
@@ -372,10 +371,11 @@ TierStats TierManager::Stats() const {
     stats.nvme_peak_bytes = nvme->peak_bytes();
     stats.nvme_accepts_writes = placement_->nvme_accepts();
     stats.nvme_error = nvme_error_;
+    stats.nvme_read_error = nvme_read_error_;
   }
   stats.metadata_bytes = placement_->memory_bytes();
-  stats.staging_bytes =
-      placement_->table(Pool::kTransit).size() * options_.block_bytes + headers_.size();
+  stats.staging_bytes = placement_->table(Pool::kTransit).size() * options_.block_bytes +
+                        headers_.size() + (coalescer_ == nullptr ? 0 : coalescer_->memory_bytes());
   stats.device = device_info_;
   stats.copy_engine = memory_->copy_engine().name();
   return stats;

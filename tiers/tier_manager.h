@@ -179,6 +179,8 @@ class TierManager {
   absl::Status AttachDevice(std::unique_ptr<BlockDevice> device) ABSL_LOCKS_EXCLUDED(mu_);
   // Host memory that reads go to, as far as options_ wants it registered.
   std::vector<iovec> RegisteredMemory() const;
+  // All of it, or the staging pool alone where the limit on locked memory does not allow more.
+  void RegisterMemory(BlockDevice& device) const;
   // As many as the device can clone, up to a bound; none is a state that works.
   void OpenLanes(const BlockDevice& device) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status WriteSuperblocks(const Superblock& superblock);
@@ -212,7 +214,7 @@ class TierManager {
   // A lane that nobody uses; nullptr when there is none.
   Lane* TakeLane() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Submits what `lane` has collected and waits for some of what it has in flight; false when it
-  // had neither.
+  // had neither. REQUIRES: the caller is one of the waiters_.
   bool DriveLane(Lane& lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Takes what came back from the device apart into flights that arrived, or that go again.
   void EndRead(Flight& first) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -252,6 +254,7 @@ class TierManager {
   std::vector<size_t> split_flights_ ABSL_GUARDED_BY(mu_);
   std::vector<GroupWrite> group_writes_ ABSL_GUARDED_BY(mu_);
   absl::Status nvme_error_ ABSL_GUARDED_BY(mu_);
+  absl::Status nvme_read_error_ ABSL_GUARDED_BY(mu_);  // the first
   absl::Status copy_error_ ABSL_GUARDED_BY(mu_);  // of the last batch that failed; Flush clears it
   uint64_t hbm_copied_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   size_t prefetch_flights_ ABSL_GUARDED_BY(mu_) = 0;

@@ -206,8 +206,9 @@ absl::StatusOr<std::unique_ptr<TierManager>> TierManager::OpenTiers(
 }
 
 absl::Status TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
-  // Devices without such a notion, and limits that forbid it, leave reads as they are.
-  static_cast<void>(device->RegisterBuffers(RegisteredMemory()));
+  // Lanes first: they carry most reads, and the limit on locked memory may not do for all.
+  OpenLanes(*device);
+  RegisterMemory(*device);
   device_ = device.get();
   device_info_ = device->info();
   flight_contexts_.resize(kFlights);
@@ -242,11 +243,11 @@ absl::Status TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
       group_writes_[i].vectors.reserve(geometry.group_blocks + 1);
     }
   }
-  OpenLanes(*device);
   IoSchedulerOptions options;
   // Some depth is left to write-back however many reads there are: reads may wait for its room.
-  const size_t kept = std::min<size_t>(8, options_.io_depth / 4);
-  options.class_depth[static_cast<size_t>(IoClass::kDemand)] = options_.io_depth - kept;
+  const size_t depth = device_info_.depth;
+  options.class_depth[static_cast<size_t>(IoClass::kDemand)] =
+      depth - std::min<size_t>(8, depth / 4);
   options.queue_capacity = kFlights + Placement::kWriteGroups + kBlockingRequests;
   scheduler_ = std::make_unique<IoScheduler>(
       std::move(device), options,
@@ -266,13 +267,19 @@ std::vector<iovec> TierManager::RegisteredMemory() const {
   return ranges;
 }
 
-void TierManager::OpenLanes(const BlockDevice& device) {
+void TierManager::RegisterMemory(BlockDevice& device) const {
   const std::vector<iovec> memory = RegisteredMemory();
+  // Devices without such a notion, and limits that forbid it, leave reads as they are.
+  if (!absl::IsResourceExhausted(device.RegisterBuffers(memory)) || memory.size() < 2) return;
+  static_cast<void>(device.RegisterBuffers(absl::MakeConstSpan(memory).first(1)));
+}
+
+void TierManager::OpenLanes(const BlockDevice& device) {
   absl::MutexLock lock(&mu_);
   while (lanes_.size() < kLanes) {
     absl::StatusOr<std::unique_ptr<BlockDevice>> clone = device.Clone();
     if (!clone.ok()) return;  // the scheduler alone does as well, more slowly
-    static_cast<void>((*clone)->RegisterBuffers(memory));
+    RegisterMemory(**clone);
     lanes_.push_back(std::make_unique<Lane>());
     lanes_.back()->device = *std::move(clone);
     lanes_.back()->batch.reserve(kFlights);

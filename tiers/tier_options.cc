@@ -21,6 +21,9 @@ absl::Status CheckTier(absl::string_view field, uint64_t bytes, size_t block_byt
   return absl::OkStatus();
 }
 
+constexpr uint64_t kMaxCoalescedBytes = uint64_t{64} << 20;
+constexpr uint64_t kMaxGapBytes = uint64_t{1} << 20;
+
 }  // namespace
 
 void TierManagerOptions::FollowProfile(const DeviceProfile& profile) {
@@ -28,7 +31,8 @@ void TierManagerOptions::FollowProfile(const DeviceProfile& profile) {
   constexpr size_t kMaxDepth = 256;
   io_depth = std::clamp(profile.AdvisedDepth(block_bytes), kMinDepth, kMaxDepth);
   coalesce_gap_bytes = profile.CoalescingGapBytes();
-  coalesce_read_bytes = profile.AdvisedRequestBytes();
+  coalesce_read_bytes = std::clamp(profile.AdvisedRequestBytes(),
+                                   DeviceProfile::kDefaultRequestBytes, kMaxCoalescedBytes);
 }
 
 absl::Status TierManagerOptions::Validate() const {
@@ -53,6 +57,14 @@ absl::Status TierManagerOptions::Validate() const {
   if (!geometry.ok()) {
     return absl::InvalidArgumentError(
         absl::StrCat("nvme_bytes is ", nvme_bytes, ": ", geometry.status().message()));
+  }
+  if (coalesce_gap_bytes > kMaxGapBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("coalesce_gap_bytes is ", coalesce_gap_bytes,
+                                                   ": must be at most ", kMaxGapBytes));
+  }
+  if (coalesce_read_bytes > kMaxCoalescedBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("coalesce_read_bytes is ", coalesce_read_bytes,
+                                                   ": must be at most ", kMaxCoalescedBytes));
   }
   if (io_depth < 1 || io_depth > 4096) {
     return absl::InvalidArgumentError(

@@ -41,15 +41,16 @@ struct TierManagerOptions {
   // touches all of it. Without effect where the limit on locked memory forbids it.
   uint64_t registered_bytes = uint64_t{4} << 30;
 
-  // NVMe reads at most `coalesce_gap_bytes` apart become one request of at most
-  // `coalesce_read_bytes`; 0 of these switches it off.
+  // NVMe reads at most `coalesce_gap_bytes` (up to 1 MiB) apart become one request of at most
+  // `coalesce_read_bytes` (up to 64 MiB); 0 of these switches it off.
   uint64_t coalesce_gap_bytes = DeviceProfile::kDefaultGapBytes;
   uint64_t coalesce_read_bytes = DeviceProfile::kDefaultRequestBytes;
 
   std::string policy = "lru";
 
   // Sets what suits the disk of the NVMe tier: io_depth, within 16 to 256 so that write-back keeps
-  // its share, and both of coalesce_*. Call it after block_bytes is set.
+  // its share, and both of coalesce_*; requests are joined up to the default size at least. Call it
+  // after block_bytes is set.
   void FollowProfile(const DeviceProfile& profile);
 
   // kInvalidArgument naming the field, its value and its limit.
@@ -70,10 +71,11 @@ struct TierStats {
   uint64_t hbm_copied_bytes = 0;  // both directions
   uint64_t nvme_peak_bytes = 0;   // most of the file that ever held data
   bool nvme_accepts_writes = false;
-  absl::Status nvme_error;  // why not; OK when there is no such tier
+  absl::Status nvme_error;       // why not; OK when there is no such tier
+  absl::Status nvme_read_error;  // the first read that failed; its blocks are among lost_blocks
 
   uint64_t metadata_bytes = 0;  // directory, slot tables, checksums
-  uint64_t staging_bytes = 0;   // the transit pool and group headers
+  uint64_t staging_bytes = 0;   // the transit pool, group headers, and gaps between blocks read
   DeviceInfo device;            // engine kMemory and an empty path without an NVMe tier
   std::string copy_engine;
 };

@@ -55,10 +55,10 @@ std::string DeviceText(const TierStats& tiers) {
                       tiers.device.direct_reason, ")");
 }
 
-std::string NvmeReadsText(const TierManagerOptions& options) {
-  const std::string depth = absl::StrCat("up to ", options.io_depth, " requests at once");
-  if (options.coalesce_read_bytes == 0) return absl::StrCat(depth, ", a block each");
-  return absl::StrCat(depth, "; gaps of up to ", FormatByteSize(options.coalesce_gap_bytes),
+std::string NvmeReadsText(const TierManagerOptions& options, size_t depth) {
+  const std::string at_once = absl::StrCat("up to ", depth, " requests at once");
+  if (options.coalesce_read_bytes == 0) return absl::StrCat(at_once, ", a block each");
+  return absl::StrCat(at_once, "; gaps of up to ", FormatByteSize(options.coalesce_gap_bytes),
                       " are read along in requests of up to ",
                       FormatByteSize(options.coalesce_read_bytes));
 }
@@ -91,7 +91,7 @@ std::string DetailTable(const ReplayReport& report) {
                                  FormatByteSize(tiers.tiers[2].capacity_bytes), " in use")});
   table.AddRow({"NVMe engine", DeviceText(tiers)});
   if (!tiers.device.path.empty()) {
-    table.AddRow({"NVMe requests", NvmeReadsText(report.options)});
+    table.AddRow({"NVMe requests", NvmeReadsText(report.options, tiers.device.depth)});
   }
   table.AddRow({"HBM", absl::StrCat(tiers.copy_engine, ", ", FormatByteSize(tiers.hbm_copied_bytes),
                                     " copied")});
@@ -115,6 +115,10 @@ std::string Remarks(const ReplayReport& report) {
   if (!report.tiers.nvme_error.ok()) {
     absl::StrAppend(
         &text, "The NVMe tier stopped taking blocks: ", report.tiers.nvme_error.message(), "\n");
+  }
+  if (!report.tiers.nvme_read_error.ok()) {
+    absl::StrAppend(
+        &text, "First read from NVMe that failed: ", report.tiers.nvme_read_error.message(), "\n");
   } else if (result.failed_flushes > 0) {
     absl::StrAppend(&text, FormatCount(result.failed_flushes),
                     " flushes failed, the first with: ", result.flush_error.message(), "\n");
@@ -166,7 +170,7 @@ nlohmann::ordered_json ReplayJson(const ReplayReport& report) {
   json["engine"] = tiers.device.path.empty() ? "none" : IoEngineName(tiers.device.engine);
   json["engine_reason"] = tiers.device.engine_reason;
   json["engine_setup"] = tiers.device.engine_setup;
-  json["io_depth"] = report.options.io_depth;
+  json["io_depth"] = tiers.device.depth;
   json["coalesce_gap_bytes"] = report.options.coalesce_gap_bytes;
   json["coalesce_read_bytes"] = report.options.coalesce_read_bytes;
   json["direct_io"] = tiers.device.direct_io;
@@ -180,6 +184,7 @@ nlohmann::ordered_json ReplayJson(const ReplayReport& report) {
   json["failed_flushes"] = result.failed_flushes;
   json["nvme_error"] =
       tiers.nvme_error.ok() ? std::string() : std::string(tiers.nvme_error.message());
+  json["nvme_read_error"] = std::string(tiers.nvme_read_error.message());
   json["evicted_blocks"] = tiers.placement.evicted_blocks;
   json["kernel_io"] = {{"read_bytes", report.usage.read_bytes},
                        {"write_bytes", report.usage.write_bytes}};

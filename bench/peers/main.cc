@@ -33,6 +33,7 @@ ABSL_FLAG(std::string, stores, "", "names of stores, comma-separated; all that w
 ABSL_FLAG(size_t, blocks, 32000, "distinct blocks at most");
 ABSL_FLAG(size_t, block_kib, 64, "KiB of a block, a multiple of 4");
 ABSL_FLAG(size_t, memory_mib, 256, "MiB of memory of each store, page cache included");
+ABSL_FLAG(bool, limit_memory, true, "hold each store to that by a cgroup");
 ABSL_FLAG(size_t, max_batch, 32, "blocks of one call at most; longer gets are split");
 ABSL_FLAG(size_t, uniform_batches, 1000, "batches of 16 blocks in each uniform phase");
 ABSL_FLAG(size_t, rounds, 3, "runs of each store, in rotating order; medians are shown");
@@ -116,7 +117,8 @@ void PrintSetting(const Workload& workload, absl::Span<const StoreRounds> stores
   }
   std::printf("memory: %s\n\n",
               limited ? "limited by a cgroup, page cache included"
-                      : "NOT LIMITED (no cgroup that this user may make): page cache comes on top "
+                      : "NOT LIMITED (no cgroup that this user may make, or not asked for): page "
+                        "cache comes on top "
                         "of the budget, and peaks are without it, so the stores that use it "
                         "(lmdb, files-ahead, mmap) read from memory what they should not have");
 }
@@ -129,7 +131,8 @@ int Run() {
     return Fail("--max_batch and --rounds: at least 1");
   }
   const RunOptions options = {.dir = Directory(),
-                              .memory_bytes = uint64_t{absl::GetFlag(FLAGS_memory_mib)} << 20};
+                              .memory_bytes = uint64_t{absl::GetFlag(FLAGS_memory_mib)} << 20,
+                              .limit_memory = absl::GetFlag(FLAGS_limit_memory)};
   const absl::StatusOr<Workload> workload =
       Workload::Make({.ops_path = absl::GetFlag(FLAGS_ops),
                       .max_blocks = absl::GetFlag(FLAGS_blocks),

@@ -102,7 +102,8 @@ absl::StatusOr<StoreResult> Parse(const std::string& message, int wait_status, s
 absl::StatusOr<StoreResult> RunIn(const std::string& dir, const StoreKind& kind,
                                   const Workload& workload, absl::Span<const Phase> phases,
                                   const RunOptions& options) {
-  const std::unique_ptr<MemoryLimit> limit = MemoryLimit::Create(options.memory_bytes);
+  const std::unique_ptr<MemoryLimit> limit =
+      options.limit_memory ? MemoryLimit::Create(options.memory_bytes) : nullptr;
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) return absl::ErrnoToStatus(errno, "pipe");
   const UniqueFd read_end(ends[0]);

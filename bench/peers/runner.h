@@ -46,6 +46,7 @@ struct StoreResult {
 struct RunOptions {
   std::string dir;  // the store works in a new folder in it, removed at the end
   uint64_t memory_bytes = 0;
+  bool limit_memory = true;  // by a cgroup, where one can be made
 };
 
 // Runs the phases on a fresh store, in a process of its own limited to the budget. Errors: what the

@@ -2,11 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <fstream>
 #include <random>
-#include <sstream>
 
-#include "absl/strings/str_cat.h"
+#include "bench/ops_file.h"
 #include "io/aligned_buffer.h"
 #include "io/checksum.h"
 
@@ -56,25 +54,12 @@ absl::StatusOr<Workload> Workload::Make(const WorkloadOptions& options) {
 }
 
 absl::Status Workload::ReadOperations() {
-  const std::string& path = options_.ops_path;
-  std::ifstream file(path);
-  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot open"));
-  size_t line_number = 0;
-  for (std::string line; std::getline(file, line);) {
-    ++line_number;
-    std::istringstream words(line);
-    std::string verb;
-    words >> verb;
-    Batch ids;
-    for (uint64_t id = 0; words >> id;) ids.push_back(id);
-    const bool put = verb == "put" && ids.size() == 1;
-    if (!words.eof() || (!put && verb != "get")) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ":", line_number, ": neither 'put ID' nor 'get ID ...': ", line));
-    }
-    if (!put) {
-      AddGet(ids);
-    } else if (!AddPut(ids[0])) {
+  const absl::StatusOr<std::vector<BlockOp>> ops = ReadBlockOps(options_.ops_path);
+  if (!ops.ok()) return ops.status();
+  for (const BlockOp& op : *ops) {
+    if (!op.put) {
+      AddGet(op.ids);
+    } else if (!AddPut(op.ids[0])) {
       break;
     }
   }

@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "io/memory_device.h"
 #include "tests/support/tier_fixture.h"
@@ -76,6 +78,16 @@ TEST_F(LaneTest, NeighboursAreReadTogether) {
   EXPECT_GE(manager_->Stats().nvme_read_bytes - before, 32 * kBlock);
 }
 
+// Enough requests that a lane holds some of them back until the first have come.
+TEST_F(LaneTest, BlocksFarApartAllArriveByRequestsOfTheirOwn) {
+  Open();
+  bad_offset_ = *manager_->NvmeOffset(TestId(132));  // the last, so among those held back
+  const Lease lease = Fetch(0, 34, /*step=*/4);
+  EXPECT_GE(reads_, 34u);
+  for (uint64_t i = 0; i < 33; ++i) EXPECT_TRUE(Right(lease[i], 4 * i)) << i;
+  EXPECT_EQ(lease[33].outcome, BlockOutcome::kLost);
+}
+
 TEST_F(LaneTest, GapsAreReadAlongAndThrownAway) {
   Open(/*hbm_slots=*/16);
   const Lease lease = Fetch(1, 12, /*step=*/2);
@@ -95,6 +107,30 @@ TEST_F(LaneTest, ABadRangeLosesOnlyTheBlockInIt) {
     }
   }
   EXPECT_EQ(manager_->Stats().placement.lost_blocks, 1u);
+}
+
+// The only request fails, and nothing else comes back that could send its blocks again.
+TEST_F(LaneTest, ARequestThatFailsAsAWholeIsReadBlockByBlock) {
+  Open();
+  for (const uint64_t number : {1000, 1001}) {
+    const std::vector<std::byte> bytes = BlockBytes(TestId(number), kBlock);
+    const BlockWrite write = {.id = TestId(number), .bytes = bytes};
+    ASSERT_TRUE(manager_->Put({&write, 1}).ok());
+  }
+  ASSERT_TRUE(manager_->Flush().ok());
+  const uint64_t offset = *manager_->NvmeOffset(TestId(1000));
+  ASSERT_EQ(*manager_->NvmeOffset(TestId(1001)), offset + kBlock);
+  Fetch(0, 64).Release();  // takes their place in DRAM
+  ASSERT_EQ(manager_->Find(TestId(1001)), Tier::kNvme);
+  reads_ = 0;
+  bad_offset_ = offset + kBlock;
+  const Lease lease = Fetch(1000, 2);
+  EXPECT_EQ(reads_, 3u) << "both together, then each";
+  EXPECT_TRUE(Right(lease[0], 1000));
+  EXPECT_EQ(lease[1].outcome, BlockOutcome::kLost);
+  EXPECT_THAT(manager_->Stats().nvme_read_error.ToString(),
+              testing::AllOf(testing::HasSubstr(absl::StrCat("offset ", offset + kBlock)),
+                             testing::HasSubstr("Input/output error")));
 }
 
 TEST_F(LaneTest, ABadRangeInAGapLosesNothing) {

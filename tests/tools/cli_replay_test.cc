@@ -161,8 +161,8 @@ TEST_F(CliReplayTest, ADeviceProfileChangesTheRequestsAndNoHit) {
   const nlohmann::json after =
       MustReplay(trace, {"--hbm", "0", "--dram", "128KiB", "--profile", profile});
   EXPECT_EQ(after["io_depth"], 48);
-  EXPECT_EQ(after["coalesce_gap_bytes"], 1u << 20) << "a request takes as long whatever its size";
-  EXPECT_EQ(after["coalesce_read_bytes"], 32768);
+  EXPECT_EQ(after["coalesce_gap_bytes"], 128u << 10) << "a request takes as long whatever its size";
+  EXPECT_EQ(after["coalesce_read_bytes"], 128u << 10) << "never less than without a profile";
   EXPECT_GT(after["hits"]["nvme"], 0);
   EXPECT_EQ(after["hits"], before["hits"]);
   EXPECT_NE(before["io_depth"], 48);

@@ -41,7 +41,7 @@ ReplayReport ExampleReport() {
   report.tiers.copy_engine = "host (HBM emulated)";
   report.usage = {.read_bytes = 3'145'900, .write_bytes = 5'242'900, .peak_memory_bytes = 1u << 29};
   report.options.block_bytes = 65536;
-  report.options.io_depth = 32;
+  report.tiers.device.depth = 32;
   report.options.coalesce_gap_bytes = 12u << 10;
   report.options.coalesce_read_bytes = 96u << 10;
   report.tokens_per_block = 512;
