@@ -166,7 +166,9 @@ bool TierManager::DriveLane(Lane& lane) {
 void TierManager::EndRead(Flight& first) {
   const bool shared = first.next != nullptr;
   const int error = first.request.error;
-  if (!shared && error != 0) nvme_read_error_.Update(device_->StatusOf(first.request));
+  if (!shared && error != 0 && nvme_read_error_.ok()) {
+    nvme_read_error_ = device_->StatusOf(first.request);
+  }
   std::vector<size_t>& ended = shared && error != 0 ? split_flights_ : arrived_flights_;
   for (Flight* flight = &first; flight != nullptr; flight = flight->next) {
     flight->error = error;

@@ -22,7 +22,6 @@ absl::Status CheckTier(absl::string_view field, uint64_t bytes, size_t block_byt
 }
 
 constexpr uint64_t kMaxCoalescedBytes = uint64_t{64} << 20;
-constexpr uint64_t kMaxGapBytes = uint64_t{1} << 20;
 
 }  // namespace
 
@@ -58,9 +57,10 @@ absl::Status TierManagerOptions::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("nvme_bytes is ", nvme_bytes, ": ", geometry.status().message()));
   }
-  if (coalesce_gap_bytes > kMaxGapBytes) {
+  if (coalesce_gap_bytes > DeviceProfile::kMaxGapBytes) {
     return absl::InvalidArgumentError(absl::StrCat("coalesce_gap_bytes is ", coalesce_gap_bytes,
-                                                   ": must be at most ", kMaxGapBytes));
+                                                   ": must be at most ",
+                                                   DeviceProfile::kMaxGapBytes));
   }
   if (coalesce_read_bytes > kMaxCoalescedBytes) {
     return absl::InvalidArgumentError(absl::StrCat("coalesce_read_bytes is ", coalesce_read_bytes,

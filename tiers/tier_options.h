@@ -38,10 +38,11 @@ struct TierManagerOptions {
 
   // So much of the host memory that blocks are read into is registered with io_uring, the staging
   // pool first, which saves about a tenth of the CPU time of a read. The kernel pins it, so Open
-  // touches all of it. Without effect where the limit on locked memory forbids it.
+  // touches all of it. Where the limit on locked memory forbids that, the staging pool alone is, or
+  // nothing.
   uint64_t registered_bytes = uint64_t{4} << 30;
 
-  // NVMe reads at most `coalesce_gap_bytes` (up to 1 MiB) apart become one request of at most
+  // NVMe reads at most `coalesce_gap_bytes` (up to 128 KiB) apart become one request of at most
   // `coalesce_read_bytes` (up to 64 MiB); 0 of these switches it off.
   uint64_t coalesce_gap_bytes = DeviceProfile::kDefaultGapBytes;
   uint64_t coalesce_read_bytes = DeviceProfile::kDefaultRequestBytes;

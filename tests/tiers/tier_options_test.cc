@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace terrace {
@@ -80,6 +81,19 @@ TEST(TierManagerOptions, NamesAllTiersWhenEveryOneIsAbsent) {
   for (const char* field : {"hbm_bytes", "dram_bytes", "nvme_bytes"}) {
     EXPECT_TRUE(absl::StrContains(status.message(), field)) << status;
   }
+}
+
+TEST(TierManagerOptions, NamesAReadThatWouldBeJoinedTooFar) {
+  TierManagerOptions options = Good();
+  options.nvme_bytes = uint64_t{1} << 30;
+  options.coalesce_gap_bytes = DeviceProfile::kMaxGapBytes;
+  options.coalesce_read_bytes = uint64_t{64} << 20;
+  EXPECT_TRUE(options.Validate().ok()) << options.Validate();
+  ++options.coalesce_gap_bytes;
+  EXPECT_THAT(options.Validate().ToString(), testing::HasSubstr("coalesce_gap_bytes is 131073"));
+  options.coalesce_gap_bytes = 0;
+  options.coalesce_read_bytes = uint64_t{1} << 56;
+  EXPECT_THAT(options.Validate().ToString(), testing::HasSubstr("coalesce_read_bytes is 72057594"));
 }
 
 DeviceProfile::Row RandomRead(uint64_t block_bytes, size_t depth, double bytes_per_second) {
