@@ -84,6 +84,12 @@ absl::StatusOr<std::unique_ptr<BlockDevice>> BlockDevice::Clone() const {
       absl::StrCat(IoEngineName(info().engine), " has no second queue on the same storage"));
 }
 
+absl::Status BlockDevice::Discard(uint64_t, uint64_t) {
+  return absl::UnimplementedError(absl::StrCat(info().path, ": discard is not supported"));
+}
+
+absl::Status BlockDevice::CheckFile() const { return absl::OkStatus(); }
+
 absl::Status BlockDevice::StatusOf(const IoRequest& request) const {
   if (request.error == 0) return absl::OkStatus();
   const bool sync = request.op == IoOp::kSync;
@@ -116,6 +122,17 @@ bool BlockDevice::Admit(IoRequest& request) const {
     return false;
   }
   return request.length() > 0;
+}
+
+absl::Status BlockDevice::CheckRange(uint64_t offset, uint64_t bytes) const {
+  const uint64_t size_bytes = info().size_bytes;
+  if (IsPageAligned(offset) && IsPageAligned(bytes) && offset <= size_bytes &&
+      bytes <= size_bytes - offset) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat(info().path, ": discard of ", bytes, " bytes at offset ", offset,
+                   ": is not on whole pages within the ", size_bytes, " bytes of the device"));
 }
 
 absl::Status RunBatch(BlockDevice& device, absl::Span<IoRequest* const> batch) {

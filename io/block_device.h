@@ -82,6 +82,19 @@ class BlockDevice {
   // thread whenever nothing is in flight on it. kUnimplemented where threads gain nothing by it.
   virtual absl::StatusOr<std::unique_ptr<BlockDevice>> Clone() const;
 
+  // Gives the space of a range of whole pages back to the disk; a later write takes it again, and
+  // may find the disk full then. The range reads as zeros from now on, but on a block device as
+  // anything. Blocks, and survives power loss no sooner than a write would. Thread-safe, but
+  // nothing may be in flight on this range. kUnimplemented where the filesystem or the disk cannot;
+  // other errors name path, offset, length and errno text.
+  virtual absl::Status Discard(uint64_t offset, uint64_t bytes);
+
+  // Whether the files are still what was opened: kDataLoss, with the path and what happened to it,
+  // when one was deleted, renamed, replaced or truncated meanwhile, which no request need notice.
+  // Of a block device only that its path still leads to it. Costs two system calls a file; a
+  // relative path starts where the process is now. Thread-safe.
+  virtual absl::Status CheckFile() const;
+
   // Constant after Open, so thread-safe.
   virtual const DeviceInfo& info() const = 0;
 
@@ -96,6 +109,8 @@ class BlockDevice {
   // info(). False when it is finished already, with EINVAL for a bad shape or OK for an empty
   // transfer, and must not reach the kernel.
   bool Admit(IoRequest& request) const;
+  // kInvalidArgument unless the range lies on whole pages within the device.
+  absl::Status CheckRange(uint64_t offset, uint64_t bytes) const;
 };
 
 struct FileDeviceOptions {
@@ -111,7 +126,9 @@ struct FileDeviceOptions {
   // `truncate`; a larger block device is fine. 0 takes the size the file has, rounded up to whole
   // pages; an incomplete last page reads as a premature end.
   uint64_t size_bytes = 0;
-  bool create = false;     // make the file when absent, readable and writable by its owner only
+  // Make the file when absent, readable and writable by its owner only. A regular file that exists
+  // and is ours becomes so as well.
+  bool create = false;
   bool truncate = false;   // discard what it holds
   bool read_only = false;  // REQUIRES: neither create nor truncate
   bool direct_io = true;   // fall back to the page cache where the filesystem refuses it

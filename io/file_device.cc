@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "io/aligned_buffer.h"
 #include "io/block_device.h"
+#include "io/device_file.h"
 #include "io/opened_file.h"
 #include "io/thread_device.h"
 #include "io/uring_device.h"
@@ -114,16 +115,26 @@ absl::Status SetUpDirectIo(bool wanted, const std::vector<OpenedFile>& files, De
   return absl::OkStatus();
 }
 
-// Takes over `fds` when it succeeds.
+// What the device keeps of a file; takes its descriptor.
+DeviceFile PartOf(OpenedFile& file, uint64_t needed_bytes) {
+  return {.path = file.path,
+          .fd = std::move(file.fd),
+          .regular = file.regular,
+          .volume = file.volume,
+          .number = file.number,
+          .needed_bytes = needed_bytes};
+}
+
+// Takes over `files` when it succeeds.
 absl::StatusOr<std::unique_ptr<BlockDevice>> StartEngine(IoEngine wanted,
-                                                         std::vector<UniqueFd>& fds,
+                                                         std::vector<DeviceFile>& files,
                                                          DeviceInfo info) {
   const std::string path = info.path;
   if (wanted == IoEngine::kThreads) {
     info.engine_reason = "asked for";
   } else {
     info.engine_reason = wanted == IoEngine::kAuto ? "the kernel supports it" : "asked for";
-    absl::StatusOr<std::unique_ptr<BlockDevice>> device = UringDevice::Create(fds, info);
+    absl::StatusOr<std::unique_ptr<BlockDevice>> device = UringDevice::Create(files, info);
     if (device.ok()) return device;
     const absl::string_view obstacle = device.status().message();
     if (wanted == IoEngine::kIoUring) {
@@ -131,7 +142,8 @@ absl::StatusOr<std::unique_ptr<BlockDevice>> StartEngine(IoEngine wanted,
     }
     info.engine_reason = absl::StrCat("io_uring is not available: ", obstacle);
   }
-  absl::StatusOr<std::unique_ptr<BlockDevice>> device = ThreadDevice::Create(fds, std::move(info));
+  absl::StatusOr<std::unique_ptr<BlockDevice>> device =
+      ThreadDevice::Create(files, std::move(info));
   if (!device.ok()) {
     return absl::UnavailableError(absl::StrCat(path, ": ", device.status().message()));
   }
@@ -145,7 +157,7 @@ absl::StatusOr<std::unique_ptr<BlockDevice>> OpenFileDevice(const FileDeviceOpti
   // A file that was made stays locked until it is removed again: whoever has the descriptors, in
   // the end the device, must outlive the cleanup.
   std::vector<OpenedFile> files;
-  std::vector<UniqueFd> fds;
+  std::vector<DeviceFile> parts;
   absl::StatusOr<std::unique_ptr<BlockDevice>> device;
   absl::Cleanup remove_created = [&files] {
     for (const OpenedFile& file : files) {
@@ -169,16 +181,20 @@ absl::StatusOr<std::unique_ptr<BlockDevice>> OpenFileDevice(const FileDeviceOpti
   if (absl::Status status = SetUpDirectIo(options.direct_io, files, info); !status.ok()) {
     return status;
   }
+  const uint64_t share_bytes = *size_bytes / files.size();
   std::vector<int> numbers;
   for (OpenedFile& file : files) {
     numbers.push_back(file.fd.get());
-    fds.push_back(std::move(file.fd));
+    // A size that was not asked for may end in a fraction of a page.
+    parts.push_back(PartOf(file, options.size_bytes > 0 ? share_bytes : file.size_bytes));
   }
-  device = StartEngine(options.engine, fds, std::move(info));
+  device = StartEngine(options.engine, parts, std::move(info));
   if (!device.ok()) return device.status();
 
+  for (size_t i = 0; i < files.size() && options.create; ++i) {
+    if (absl::Status status = MakePrivate(files[i], numbers[i]); !status.ok()) return status;
+  }
   // The contents of existing files change last, when nothing but the disk can refuse any more.
-  const uint64_t share_bytes = *size_bytes / files.size();
   for (size_t i = 0; i < files.size(); ++i) {
     const bool extend = options.size_bytes > 0 && files[i].size_bytes < share_bytes;
     if (!options.truncate && !extend) continue;

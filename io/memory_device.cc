@@ -52,6 +52,12 @@ absl::StatusOr<std::unique_ptr<BlockDevice>> MemoryDevice::Clone() const {
   return std::unique_ptr<BlockDevice>(new MemoryDevice(options_, memory_));
 }
 
+absl::Status MemoryDevice::Discard(uint64_t offset, uint64_t bytes) {
+  if (absl::Status status = CheckRange(offset, bytes); !status.ok()) return status;
+  std::memset(memory_->data() + offset, 0, bytes);
+  return absl::OkStatus();
+}
+
 MemoryDevice::MemoryDevice(MemoryDeviceOptions options, std::shared_ptr<const AlignedBuffer> memory)
     : options_(std::move(options)), memory_(std::move(memory)) {
   info_.path = "memory";

@@ -31,6 +31,7 @@ class MemoryDevice final : public BlockDevice {
   static absl::StatusOr<std::unique_ptr<MemoryDevice>> Create(MemoryDeviceOptions options);
 
   absl::StatusOr<std::unique_ptr<BlockDevice>> Clone() const override;
+  absl::Status Discard(uint64_t offset, uint64_t bytes) override;
   void Submit(absl::Span<IoRequest* const> batch) override;
   size_t Poll(absl::Span<IoRequest*> done) override;
   size_t Wait(absl::Span<IoRequest*> done) override ABSL_LOCKS_EXCLUDED(wake_mu_);

@@ -20,6 +20,8 @@
 namespace terrace {
 namespace {
 
+constexpr mode_t kPrivateMode = S_IRUSR | S_IWUSR;
+
 std::string ErrorText(int error) { return std::generic_category().message(error); }
 
 absl::StatusCode CodeOf(int error) {
@@ -55,10 +57,6 @@ absl::StatusCode CodeOf(int error) {
   }
 }
 
-absl::Status ErrnoStatus(const std::string& path, absl::string_view action, int error) {
-  return absl::Status(CodeOf(error), absl::StrCat(path, ": ", action, ": ", ErrorText(error)));
-}
-
 // Opens the path, making the file when it is absent and `create` asks for it.
 absl::StatusOr<OpenedFile> Open(const std::string& path, bool create, bool read_only) {
   // O_NONBLOCK keeps a FIFO from blocking us; ClearFlags takes it back.
@@ -66,14 +64,14 @@ absl::StatusOr<OpenedFile> Open(const std::string& path, bool create, bool read_
   OpenedFile file;
   file.path = path;
   if (create) {
-    file.fd = UniqueFd(::open(path.c_str(), flags | O_CREAT | O_EXCL, 0600));
+    file.fd = UniqueFd(::open(path.c_str(), flags | O_CREAT | O_EXCL, kPrivateMode));
     file.created = file.fd.valid();
     if (!file.created && errno != EEXIST) {
-      return ErrnoStatus(path, "cannot create", errno);
+      return FileError(path, "cannot create", errno);
     }
   }
   if (!file.created) file.fd = UniqueFd(::open(path.c_str(), flags));
-  if (!file.fd.valid()) return ErrnoStatus(path, "cannot open", errno);
+  if (!file.fd.valid()) return FileError(path, "cannot open", errno);
   return file;
 }
 
@@ -84,7 +82,7 @@ absl::Status Lock(const std::string& path, bool read_only, int fd) {
   constexpr absl::Duration kPause = absl::Milliseconds(10);
   const int operation = (read_only ? LOCK_SH : LOCK_EX) | LOCK_NB;
   for (int tried = 1; ::flock(fd, operation) != 0; ++tried) {
-    if (errno != EWOULDBLOCK) return ErrnoStatus(path, "cannot lock", errno);
+    if (errno != EWOULDBLOCK) return FileError(path, "cannot lock", errno);
     if (tried == kTries) {
       return absl::UnavailableError(absl::StrCat(path, ": locked by another process"));
     }
@@ -95,7 +93,7 @@ absl::Status Lock(const std::string& path, bool read_only, int fd) {
 
 absl::Status Identify(OpenedFile& file) {
   struct stat found = {};
-  if (::fstat(file.fd.get(), &found) != 0) return ErrnoStatus(file.path, "cannot stat", errno);
+  if (::fstat(file.fd.get(), &found) != 0) return FileError(file.path, "cannot stat", errno);
   // A block device is the same by any node that leads to it.
   const bool block_device = S_ISBLK(found.st_mode);
   file.volume = block_device ? found.st_rdev : found.st_dev;
@@ -106,10 +104,10 @@ absl::Status Identify(OpenedFile& file) {
 // Fills in what `file` is. Called with the lock held, so that it stays true.
 absl::Status Describe(OpenedFile& file) {
   struct stat found = {};
-  if (::fstat(file.fd.get(), &found) != 0) return ErrnoStatus(file.path, "cannot stat", errno);
+  if (::fstat(file.fd.get(), &found) != 0) return FileError(file.path, "cannot stat", errno);
   if (S_ISBLK(found.st_mode)) {
     if (::ioctl(file.fd.get(), BLKGETSIZE64, &file.size_bytes) != 0) {
-      return ErrnoStatus(file.path, "cannot get the size of the block device", errno);
+      return FileError(file.path, "cannot get the size of the block device", errno);
     }
     file.size_bytes = file.size_bytes / kPageBytes * kPageBytes;
     return absl::OkStatus();
@@ -163,7 +161,7 @@ absl::Status Allocate(const OpenedFile& file, int fd, uint64_t size_bytes, bool 
     available_bytes = static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize + freed_bytes;
     if (needed_bytes > available_bytes) return DiskFull(file.path, needed_bytes, available_bytes);
   }
-  if (truncate && ::ftruncate(fd, 0) != 0) return ErrnoStatus(file.path, "cannot truncate", errno);
+  if (truncate && ::ftruncate(fd, 0) != 0) return FileError(file.path, "cannot truncate", errno);
 
   int error = 0;
   do {
@@ -179,25 +177,29 @@ absl::Status Allocate(const OpenedFile& file, int fd, uint64_t size_bytes, bool 
   // A partial allocation may have grown the file. If this fails too, the first error says more.
   static_cast<void>(::ftruncate(fd, static_cast<off_t>(kept_bytes)));
   if (error == ENOSPC && known) return DiskFull(file.path, needed_bytes, available_bytes);
-  return ErrnoStatus(file.path, absl::StrCat("cannot reserve ", needed_bytes, " bytes"), error);
+  return FileError(file.path, absl::StrCat("cannot reserve ", needed_bytes, " bytes"), error);
 }
 
 // Makes the file's length, and the name of a new one, survive power loss.
 absl::Status Persist(const std::string& path, int fd, bool created) {
-  if (::fsync(fd) != 0) return ErrnoStatus(path, "cannot sync", errno);
+  if (::fsync(fd) != 0) return FileError(path, "cannot sync", errno);
   if (!created) return absl::OkStatus();
   const size_t slash = path.rfind('/');
   const std::string directory = slash == std::string::npos ? "." : path.substr(0, slash + 1);
   const UniqueFd directory_fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!directory_fd.valid()) return ErrnoStatus(directory, "cannot open", errno);
+  if (!directory_fd.valid()) return FileError(directory, "cannot open", errno);
   // Some filesystems have no such thing as a directory to sync.
   if (::fsync(directory_fd.get()) != 0 && errno != EINVAL) {
-    return ErrnoStatus(directory, "cannot sync", errno);
+    return FileError(directory, "cannot sync", errno);
   }
   return absl::OkStatus();
 }
 
 }  // namespace
+
+absl::Status FileError(const std::string& path, absl::string_view action, int error) {
+  return absl::Status(CodeOf(error), absl::StrCat(path, ": ", action, ": ", ErrorText(error)));
+}
 
 absl::StatusOr<OpenedFile> OpenAndLock(const std::string& path, bool create, bool read_only,
                                        absl::Span<const OpenedFile> others) {
@@ -249,7 +251,19 @@ std::string SwitchOnDirectIo(int fd) {
 
 absl::Status ClearFlags(const std::string& path, int fd) {
   return ::fcntl(fd, F_SETFL, 0) == 0 ? absl::OkStatus()
-                                      : ErrnoStatus(path, "cannot set the flags", errno);
+                                      : FileError(path, "cannot set the flags", errno);
+}
+
+absl::Status MakePrivate(const OpenedFile& file, int fd) {
+  if (!file.regular) return absl::OkStatus();
+  struct stat found = {};
+  if (::fstat(fd, &found) != 0) return FileError(file.path, "cannot stat", errno);
+  if (found.st_uid != ::geteuid() || (found.st_mode & (S_IRWXG | S_IRWXO)) == 0) {
+    return absl::OkStatus();
+  }
+  return ::fchmod(fd, kPrivateMode) == 0
+             ? absl::OkStatus()
+             : FileError(file.path, "cannot make it private to its owner", errno);
 }
 
 absl::Status Reserve(const OpenedFile& file, int fd, uint64_t size_bytes, bool truncate) {

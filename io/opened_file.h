@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "io/unique_fd.h"
 
@@ -25,6 +26,9 @@ struct OpenedFile {
   uint64_t number = 0;
 };
 
+// "path: action: errno text", with the code that opening a file gives this errno.
+absl::Status FileError(const std::string& path, absl::string_view action, int error);
+
 // Opens the file, locks it against other processes and looks at it; changes nothing, but makes it
 // when it is absent and `create` asks for it. kInvalidArgument when it is one of `others`.
 absl::StatusOr<OpenedFile> OpenAndLock(const std::string& path, bool create, bool read_only,
@@ -40,6 +44,10 @@ absl::StatusOr<uint64_t> DecideSize(const OpenedFile& file, uint64_t wanted_byte
 std::string SwitchOnDirectIo(int fd);
 // Clears every flag, direct I/O included.
 absl::Status ClearFlags(const std::string& path, int fd);
+
+// Takes away what group and others may do with a regular file of ours: it holds what its users said
+// to a model.
+absl::Status MakePrivate(const OpenedFile& file, int fd);
 
 // Extends the file to `size_bytes`, discarding what it has first if `truncate`, takes the space for
 // it from the disk, so that no later write can find the disk full, and makes its length, and the

@@ -13,19 +13,19 @@
 
 namespace terrace {
 
-absl::StatusOr<std::unique_ptr<BlockDevice>> ThreadDevice::Create(std::vector<UniqueFd>& fds,
+absl::StatusOr<std::unique_ptr<BlockDevice>> ThreadDevice::Create(std::vector<DeviceFile>& files,
                                                                   DeviceInfo info) {
-  std::unique_ptr<ThreadDevice> device(new ThreadDevice(std::move(fds), std::move(info)));
+  std::unique_ptr<ThreadDevice> device(new ThreadDevice(std::move(files), std::move(info)));
   if (const int error = device->StartThreads(); error != 0) {
-    fds = std::move(device->fds_);
+    files = std::move(device->files_);
     return absl::UnavailableError(
         absl::StrCat("cannot start a thread: ", std::generic_category().message(error)));
   }
   return device;
 }
 
-ThreadDevice::ThreadDevice(std::vector<UniqueFd> fds, DeviceInfo info)
-    : fds_(std::move(fds)), info_(std::move(info)) {}
+ThreadDevice::ThreadDevice(std::vector<DeviceFile> files, DeviceInfo info)
+    : files_(std::move(files)), info_(std::move(info)) {}
 
 int ThreadDevice::StartThreads() {
   const size_t wanted = std::min(info_.depth, kMaxThreads);
@@ -49,6 +49,11 @@ ThreadDevice::~ThreadDevice() {
     work_to_do_.SignalAll();
   }
   for (std::thread& worker : workers_) worker.join();
+}
+
+absl::Status ThreadDevice::Discard(uint64_t offset, uint64_t bytes) {
+  absl::Status status = CheckRange(offset, bytes);
+  return status.ok() ? DiscardRange(files_, info_.layout, offset, bytes) : status;
 }
 
 void ThreadDevice::Submit(absl::Span<IoRequest* const> batch) {
@@ -105,14 +110,14 @@ void ThreadDevice::Work() {
 }
 
 void ThreadDevice::Carry(IoRequest& request) const {
-  while (Advance(request, Transfer(request), fds_.size()) == IoStep::kResume) {
+  while (Advance(request, Transfer(request), files_.size()) == IoStep::kResume) {
   }
 }
 
 int64_t ThreadDevice::Transfer(const IoRequest& request) const {
   ssize_t result = 0;
   if (request.op == IoOp::kSync) {
-    result = ::fdatasync(fds_[request.synced_files].get());
+    result = ::fdatasync(files_[request.synced_files].fd.get());
   } else {
     const StripeLayout::Extent place = info_.layout.Locate(request.offset + request.transferred);
     const IoTransfer transfer = NextTransfer(request, place.bytes);
@@ -120,7 +125,7 @@ int64_t ThreadDevice::Transfer(const IoRequest& request) const {
         transfer.vectors.empty() ? absl::MakeConstSpan(&transfer.single, 1) : transfer.vectors;
     const int count = static_cast<int>(vectors.size());
     const off_t offset = static_cast<off_t>(place.offset);
-    const int fd = fds_[place.file].get();
+    const int fd = files_[place.file].fd.get();
     result = request.op == IoOp::kRead ? ::preadv(fd, vectors.data(), count, offset)
                                        : ::pwritev(fd, vectors.data(), count, offset);
   }

@@ -9,7 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "io/block_device.h"
-#include "io/unique_fd.h"
+#include "io/device_file.h"
 
 namespace terrace {
 
@@ -20,12 +20,14 @@ class ThreadDevice final : public BlockDevice {
   static constexpr size_t kMaxThreads = 16;
 
   // Starts the threads; `info` has everything but engine and depth, and the depth asked for. Takes
-  // `fds`, the files of its layout, over when it succeeds. kUnavailable, with the errno text, when
-  // no thread can be started; fewer than asked for are a smaller depth.
-  static absl::StatusOr<std::unique_ptr<BlockDevice>> Create(std::vector<UniqueFd>& fds,
+  // `files`, those of its layout, over when it succeeds. kUnavailable, with the errno text, when no
+  // thread can be started; fewer than asked for are a smaller depth.
+  static absl::StatusOr<std::unique_ptr<BlockDevice>> Create(std::vector<DeviceFile>& files,
                                                              DeviceInfo info);
   ~ThreadDevice() override;
 
+  absl::Status Discard(uint64_t offset, uint64_t bytes) override;
+  absl::Status CheckFile() const override { return CheckFiles(files_); }
   void Submit(absl::Span<IoRequest* const> batch) override ABSL_LOCKS_EXCLUDED(mu_);
   size_t Poll(absl::Span<IoRequest*> done) override ABSL_LOCKS_EXCLUDED(mu_);
   size_t Wait(absl::Span<IoRequest*> done) override ABSL_LOCKS_EXCLUDED(mu_);
@@ -33,7 +35,7 @@ class ThreadDevice final : public BlockDevice {
   const DeviceInfo& info() const override { return info_; }
 
  private:
-  ThreadDevice(std::vector<UniqueFd> fds, DeviceInfo info);
+  ThreadDevice(std::vector<DeviceFile> files, DeviceInfo info);
   // Returns 0 or the errno that kept it from starting a single thread.
   int StartThreads();
   // What each thread of the pool does until the device is destroyed and nothing is left to do.
@@ -44,7 +46,7 @@ class ThreadDevice final : public BlockDevice {
   size_t TakeFinished(absl::Span<IoRequest*> done) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // Constant after Create.
-  std::vector<UniqueFd> fds_;
+  std::vector<DeviceFile> files_;
   DeviceInfo info_;
   std::vector<std::thread> workers_;
 

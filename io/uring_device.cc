@@ -112,23 +112,34 @@ absl::Status TryKernel() {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<BlockDevice>> UringDevice::Create(std::vector<UniqueFd>& fds,
+absl::StatusOr<std::unique_ptr<BlockDevice>> UringDevice::Create(std::vector<DeviceFile>& files,
                                                                  DeviceInfo info) {
   if (absl::Status status = TryKernel(); !status.ok()) return status;
-  return Make(fds, std::move(info), Role::kOwner);
+  return Make(files, std::move(info), Role::kOwner);
 }
 
 absl::StatusOr<std::unique_ptr<BlockDevice>> UringDevice::Clone() const {
   // A duplicate shares the open file, and so the lock and the flags.
-  std::vector<UniqueFd> fds;
-  for (const UniqueFd& fd : fds_) {
-    fds.emplace_back(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
-    if (!fds.back().valid()) return Unavailable("fcntl", errno);
+  std::vector<DeviceFile> files;
+  for (const DeviceFile& file : files_) {
+    UniqueFd fd(::fcntl(file.fd.get(), F_DUPFD_CLOEXEC, 0));
+    if (!fd.valid()) return Unavailable("fcntl", errno);
+    files.push_back({.path = file.path,
+                     .fd = std::move(fd),
+                     .regular = file.regular,
+                     .volume = file.volume,
+                     .number = file.number,
+                     .needed_bytes = file.needed_bytes});
   }
-  return Make(fds, info_, Role::kClone);
+  return Make(files, info_, Role::kClone);
 }
 
-absl::StatusOr<std::unique_ptr<UringDevice>> UringDevice::Make(std::vector<UniqueFd>& fds,
+absl::Status UringDevice::Discard(uint64_t offset, uint64_t bytes) {
+  absl::Status status = CheckRange(offset, bytes);
+  return status.ok() ? DiscardRange(files_, info_.layout, offset, bytes) : status;
+}
+
+absl::StatusOr<std::unique_ptr<UringDevice>> UringDevice::Make(std::vector<DeviceFile>& files,
                                                                DeviceInfo info, Role role) {
   UniqueFd wake_fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_fd.valid()) return Unavailable("eventfd", errno);
@@ -141,14 +152,14 @@ absl::StatusOr<std::unique_ptr<UringDevice>> UringDevice::Make(std::vector<Uniqu
   if (result < 0) return Unavailable("io_uring_setup", -result);
   std::unique_ptr<UringDevice> device(new UringDevice(std::move(wake_fd), std::move(info), role));
   device->ring_ = ring;
-  device->fds_ = std::move(fds);
+  device->files_ = std::move(files);
   // A registered file spares a lookup per request; a plain descriptor does as well. The ring's own
   // descriptor stays unregistered: that registration belongs to a thread, and a device destroyed by
   // another thread would cancel the one of another ring there.
-  std::vector<int> files;
-  for (const UniqueFd& fd : device->fds_) files.push_back(fd.get());
-  const auto count = static_cast<unsigned>(files.size());
-  device->fixed_files_ = io_uring_register_files(&device->ring_, files.data(), count) == 0;
+  std::vector<int> numbers;
+  for (const DeviceFile& file : device->files_) numbers.push_back(file.fd.get());
+  const auto count = static_cast<unsigned>(numbers.size());
+  device->fixed_files_ = io_uring_register_files(&device->ring_, numbers.data(), count) == 0;
   device->info_.engine_setup = absl::StrCat(kModes[mode].name, !device->fixed_files_ ? ""
                                                                : count == 1 ? ", registered file"
                                                                             : ", registered files");
@@ -165,8 +176,8 @@ UringDevice::~UringDevice() {
   while (in_kernel_ > 0 || !queue_.empty()) UringDevice::Wait(absl::MakeSpan(done));
   // The kernel takes a ring apart in the background and holds the file until then, and with the
   // file the lock that OpenFileDevice took. Whoever opens the file next must not find it.
-  for (const UniqueFd& fd : fds_) {
-    if (role_ == Role::kOwner) ::flock(fd.get(), LOCK_UN);
+  for (const DeviceFile& file : files_) {
+    if (role_ == Role::kOwner) ::flock(file.fd.get(), LOCK_UN);
   }
   io_uring_queue_exit(&ring_);
 }
@@ -372,7 +383,7 @@ IoRequest* UringDevice::Digest(const io_uring_cqe& completion) {
     if (::read(wake_fd_.get(), &wakes, sizeof(wakes)) == sizeof(wakes)) woken_ = true;
     return nullptr;
   }
-  if (Advance(*request, completion.res, fds_.size()) == IoStep::kResume) {
+  if (Advance(*request, completion.res, files_.size()) == IoStep::kResume) {
     Prepare(*request);
     return nullptr;
   }

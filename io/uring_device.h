@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "io/block_device.h"
+#include "io/device_file.h"
 #include "io/unique_fd.h"
 
 namespace terrace {
@@ -26,15 +27,17 @@ namespace terrace {
 // entries, so neither can overflow.
 class UringDevice final : public BlockDevice {
  public:
-  // `info` has everything but the engine. Takes `fds`, the files of its layout, over when it
+  // `info` has everything but the engine. Takes `files`, those of its layout, over when it
   // succeeds. kUnavailable, with the call and the errno text, when the kernel or a container
   // forbids io_uring.
-  static absl::StatusOr<std::unique_ptr<BlockDevice>> Create(std::vector<UniqueFd>& fds,
+  static absl::StatusOr<std::unique_ptr<BlockDevice>> Create(std::vector<DeviceFile>& files,
                                                              DeviceInfo info);
   ~UringDevice() override;
 
   absl::Status RegisterBuffers(absl::Span<const iovec> buffers) override;
   absl::StatusOr<std::unique_ptr<BlockDevice>> Clone() const override;
+  absl::Status Discard(uint64_t offset, uint64_t bytes) override;
+  absl::Status CheckFile() const override { return CheckFiles(files_); }
 
   void Submit(absl::Span<IoRequest* const> batch) override;
   size_t Poll(absl::Span<IoRequest*> done) override;
@@ -52,8 +55,8 @@ class UringDevice final : public BlockDevice {
   enum class Role : uint8_t { kOwner, kClone };
 
   UringDevice(UniqueFd wake_fd, DeviceInfo info, Role role);
-  // Takes `fds` over when it succeeds.
-  static absl::StatusOr<std::unique_ptr<UringDevice>> Make(std::vector<UniqueFd>& fds,
+  // Takes `files` over when it succeeds.
+  static absl::StatusOr<std::unique_ptr<UringDevice>> Make(std::vector<DeviceFile>& files,
                                                            DeviceInfo info, Role role);
 
   // Binds the ring to the calling thread, the first time.
@@ -68,7 +71,7 @@ class UringDevice final : public BlockDevice {
   void PrepareTransfer(const IoRequest& request, io_uring_sqe* entry);
   // How an entry names a file: its registered index, or its descriptor.
   int FileOf(size_t index) const {
-    return fixed_files_ ? static_cast<int>(index) : fds_[index].get();
+    return fixed_files_ ? static_cast<int>(index) : files_[index].fd.get();
   }
   // The registration that all of this memory lies in, or -1.
   int PinnedIndex(const void* base, size_t bytes) const;
@@ -84,11 +87,11 @@ class UringDevice final : public BlockDevice {
   IoRequest* Digest(const io_uring_cqe& completion);
 
   // Constant after Create. The eventfd is also written by Wake, from any thread.
-  std::vector<UniqueFd> fds_;
+  std::vector<DeviceFile> files_;
   const UniqueFd wake_fd_;
   DeviceInfo info_;
   const Role role_;                  // the owner releases the locks on the files
-  bool fixed_files_ = false;         // fds_ are registered, with the same indices
+  bool fixed_files_ = false;         // files_ are registered, with the same indices
   std::vector<PinnedRange> pinned_;  // constant after RegisterBuffers
 
   // Owned by the device's thread.
