@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
+#include "absl/functional/function_ref.h"
 #include "absl/hash/hash.h"
 #include "tiers/block_id.h"
 #include "tiers/copy_state.h"
@@ -22,8 +23,16 @@ inline constexpr EntryIndex kNoEntry{UINT32_MAX};
 enum class PageIndex : uint32_t {};
 inline constexpr PageIndex kNoPage{UINT32_MAX};
 
+// Names a key that blocks are sealed with, among those that the manager has heard of.
+enum class KeyIndex : uint16_t {};
+inline constexpr KeyIndex kNoKey{0};
+
+// A block that is moved within NVMe is served from its old place until it is in the new one.
+enum class Rewrite : uint8_t { kNo, kQueued, kInGroup };
+
 // Where the copies of one block are. 40 bytes; with its share of the hash index, its page checksums
-// and its place in its segment a 64 KiB block costs about 120 bytes, inside the budget of 160.
+// and its place in its segment a 64 KiB block costs about 120 bytes, or 150 where blocks are
+// encrypted, inside the budget of 160.
 struct BlockEntry {
   BlockId id;
   // Slot by pool, kNoSlot where there is no copy.
@@ -31,6 +40,9 @@ struct BlockEntry {
   PageIndex page = kNoPage;
   CopyState nvme = CopyState::kEmpty;
   Retention retention = Retention::kCached;
+  KeyIndex key = kNoKey;
+  bool hot = false;  // fetched from NVMe since it was written there
+  Rewrite rewrite = Rewrite::kNo;
 
   SlotIndex slot(Pool pool) const { return slots[static_cast<size_t>(pool)]; }
   SlotIndex& slot(Pool pool) { return slots[static_cast<size_t>(pool)]; }
@@ -59,6 +71,10 @@ class BlockDirectory {
     return entries_[static_cast<uint32_t>(entry)];
   }
   size_t size() const { return index_.size(); }
+  // Every known block, in no particular order. `visit` must not change the directory.
+  void Visit(absl::FunctionRef<void(EntryIndex)> visit) const {
+    for (EntryIndex entry : index_) visit(entry);
+  }
   // Grows with every Erase: what was known before is known still while it stays the same.
   uint64_t erased_count() const { return erased_count_; }
   size_t memory_bytes() const;

@@ -11,8 +11,10 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "io/aligned_buffer.h"
+#include "io/block_cipher.h"
 #include "io/checksum.h"
 #include "io/io_request.h"
+#include "tiers/nvme_format.h"
 #include "tiers/tier.h"
 
 namespace terrace {
@@ -33,7 +35,14 @@ struct Flight {
   Flight* next = nullptr;         // in the same request
   const Flight* first = nullptr;  // of the same request; may be this one
 
+  // What opens the block once it is verified; null when it is not encrypted, or stays so.
+  std::shared_ptr<const BlockCipher> cipher;
+  BlockSeal seal;
+  BlockAssociation association;
+
+  bool retried = false;    // the read failed once, or brought wrong bytes
   int error = 0;           // of the read
+  bool unopened = false;   // they are what was written, but not what was sealed
   bool verified = false;   // the bytes are right
   bool in_target = false;  // and arrived in HBM where that is the target
 };

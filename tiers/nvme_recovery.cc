@@ -3,154 +3,165 @@
 #include <algorithm>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "io/aligned_buffer.h"
 
 namespace terrace {
 namespace {
 
-// Segments whose headers are read in one batch.
-constexpr size_t kSegmentsAtOnce = 64;
-
-// Groups behind a torn one are not seen, and may be newer than all that are. New groups must be
-// newer still, or those would pass for their successors when their segment is used again. More than
-// a tier has groups.
+// Groups that no walk saw may be newer than all that were seen. New groups must be newer still, or
+// those would pass for their successors when their segment is used again. More than a tier has
+// groups.
 constexpr uint64_t kHiddenGenerations = uint64_t{1} << 32;
-
-// A walk through one segment, group by group.
-struct Walk {
-  SegmentIndex segment{};
-  uint32_t used_pages = 0;
-  uint64_t first_generation = 0;
-  uint64_t last_generation = 0;
-  bool ended = false;
-};
 
 class Recovery {
  public:
-  explicit Recovery(Placement& placement)
-      : placement_(placement),
+  Recovery(NvmeReader& reader, absl::FunctionRef<KeyIndex(const KeyName&)> key_index,
+           Placement& placement)
+      : reader_(reader),
+        key_index_(key_index),
+        placement_(placement),
         nvme_(*placement.nvme()),
-        geometry_(nvme_.geometry()),
-        walks_(geometry_.segment_count) {
-    for (uint32_t i = 0; i < geometry_.segment_count; ++i) walks_[i].segment = SegmentIndex{i};
-  }
+        geometry_(nvme_.geometry()) {}
 
-  absl::Status WalkAll(absl::FunctionRef<absl::Status(absl::Span<IoRequest* const>)> run) {
-    const size_t header_bytes = size_t{geometry_.header_pages} * kPageBytes;
-    absl::StatusOr<AlignedBuffer> headers = AlignedBuffer::Create(kSegmentsAtOnce * header_bytes);
-    if (!headers.ok()) return headers.status();
-    for (size_t first = 0; first < walks_.size(); first += kSegmentsAtOnce) {
-      const absl::Span<Walk> some = absl::MakeSpan(walks_).subspan(first, kSegmentsAtOnce);
-      for (;;) {
-        const absl::StatusOr<bool> more = Step(run, some, headers->span(), header_bytes);
-        if (!more.ok()) return more.status();
-        if (!*more) break;
+  absl::StatusOr<RecoveryReport> Run() {
+    const absl::Status surveyed = SurveySegments(
+        reader_, geometry_, nvme_.epoch(),
+        [this](const SegmentSurvey& survey, const SegmentBytes&) {
+          newest_generation_ = std::max(newest_generation_, survey.newest_generation);
+          if (survey.use == SegmentSurvey::Use::kFree) {
+            nvme_.RestoreFree(survey.segment, survey.generation, survey.manifest.version);
+          } else {
+            surveys_.push_back(survey);
+          }
+        });
+    if (!surveyed.ok()) return surveyed;
+    // Segments first, because blocks are placed in them; the newest first among blocks, because of
+    // each block the first copy that is met counts.
+    std::sort(surveys_.begin(), surveys_.end(), [](const SegmentSurvey& a, const SegmentSurvey& b) {
+      return a.generation < b.generation;
+    });
+    walks_.resize(surveys_.size());
+    for (size_t i = 0; i < surveys_.size(); ++i) {
+      if (absl::Status status = RestoreSegment(surveys_[i], walks_[i]); !status.ok()) return status;
+    }
+    for (size_t i = surveys_.size(); i > 0; --i) {
+      if (absl::Status status = TakeBlocks(surveys_[i - 1], walks_[i - 1]); !status.ok()) {
+        return status;
       }
     }
-    return absl::OkStatus();
-  }
-
-  void SealSegments() {
-    std::sort(walks_.begin(), walks_.end(),
-              [](const Walk& a, const Walk& b) { return a.first_generation < b.first_generation; });
-    uint64_t last_generation = 0;
-    for (const Walk& walk : walks_) {
-      if (walk.used_pages == 0) continue;
-      nvme_.RestoreSealed(walk.segment, walk.used_pages);
-      last_generation = std::max(last_generation, walk.last_generation);
-    }
-    nvme_.RestoreGeneration(last_generation + kHiddenGenerations);
+    nvme_.RestoreGeneration(newest_generation_ + kHiddenGenerations);
     nvme_.ReopenNewest();
+    return report_;
   }
 
  private:
-  // Reads the next header of every walk that has not ended; false when all have.
-  absl::StatusOr<bool> Step(absl::FunctionRef<absl::Status(absl::Span<IoRequest* const>)> run,
-                            absl::Span<Walk> walks, absl::Span<std::byte> headers,
-                            size_t header_bytes) {
-    std::vector<Walk*> reading;
-    for (Walk& walk : walks) {
-      const uint32_t smallest = geometry_.header_pages + geometry_.pages_per_block;
-      walk.ended = walk.ended || walk.used_pages + smallest > geometry_.segment_pages;
-      if (!walk.ended) reading.push_back(&walk);
+  absl::Status RestoreSegment(const SegmentSurvey& survey, SegmentWalk& walk) {
+    NvmeTier::Restored restored;
+    restored.segment = survey.segment;
+    restored.generation = survey.generation;
+    restored.sealed = survey.use == SegmentSurvey::Use::kSealed;
+    restored.used_pages = survey.durable_pages;
+    restored.durable_pages = survey.durable_pages;
+    restored.manifest_version = survey.manifest.version;
+    if (survey.manifest.segment_generation == survey.generation) {
+      restored.dead = survey.manifest.dead;
+      restored.reversed = survey.manifest.reversed;
     }
-    if (reading.empty()) return false;
-    std::vector<IoRequest> requests(reading.size());
-    std::vector<iovec> vectors(reading.size());
-    std::vector<IoRequest*> batch;
-    for (size_t i = 0; i < reading.size(); ++i) {
-      vectors[i] = {headers.data() + i * header_bytes, header_bytes};
-      requests[i].offset = uint64_t{NextPage(*reading[i])} * kPageBytes;
-      requests[i].buffers = absl::MakeConstSpan(&vectors[i], 1);
-      batch.push_back(&requests[i]);
+    if (restored.sealed) {
+      ++report_.sealed_segments;
+      nvme_.Restore(restored);
+      return absl::OkStatus();
     }
-    const absl::Status status = run(batch);
-    const bool all_tried = std::all_of(
-        requests.begin(), requests.end(),
-        [&](const IoRequest& read) { return read.error != 0 || read.transferred == header_bytes; });
-    if (!all_tried) return status;
-    for (size_t i = 0; i < reading.size(); ++i) {
-      if (requests[i].error != 0) {
-        reading[i]->ended = true;  // what lies behind an unreadable header is lost, and a miss
-      } else {
-        TakeGroup(*reading[i], headers.subspan(i * header_bytes, header_bytes));
+    absl::StatusOr<SegmentWalk> walked = WalkSegment(reader_, geometry_, nvme_.epoch(), survey);
+    if (!walked.ok()) return walked.status();
+    walk = *std::move(walked);
+    ++report_.unsealed_segments;
+    report_.torn_groups += walk.torn_groups;
+    report_.damaged_pages += walk.damaged_pages;
+    report_.verified_bytes += walk.verified_bytes;
+    restored.used_pages = std::max(walk.used_pages, survey.durable_pages);
+    nvme_.Restore(restored);
+    std::vector<absl::Span<const std::byte>> headers;
+    std::vector<PageIndex> bases;
+    for (const SegmentWalk::Group& group : walk.groups) {
+      headers.push_back(group.header);
+      bases.push_back(PageIndex{static_cast<uint32_t>(group.page)});
+    }
+    // Without room for its headers it stays as it is, and is walked again the next time.
+    static_cast<void>(nvme_.RestoreHeaders(survey.segment, headers, bases));
+    return absl::OkStatus();
+  }
+
+  absl::Status TakeBlocks(const SegmentSurvey& survey, SegmentWalk& walk) {
+    if (survey.use == SegmentSurvey::Use::kUnsealed) {
+      for (size_t i = walk.groups.size(); i > 0; --i) {
+        const std::optional<GroupView> group =
+            GroupView::Decode(geometry_, nvme_.epoch(), walk.groups[i - 1].header);
+        if (group) TakeGroup(survey, *group);
       }
+      walk = SegmentWalk();
+      return absl::OkStatus();
     }
-    return true;
+    const size_t footer_bytes = size_t{geometry_.footer_pages} * kPageBytes;
+    if (footer_.size() == 0) {
+      absl::StatusOr<AlignedBuffer> buffer = AlignedBuffer::Create(footer_bytes);
+      if (!buffer.ok()) return buffer.status();
+      footer_ = *std::move(buffer);
+    }
+    NvmeReader::Piece piece = {.page = geometry_.FooterPage(survey.segment),
+                               .bytes = footer_.span()};
+    if (absl::Status status = reader_.Read(absl::MakeSpan(&piece, 1)); !status.ok()) return status;
+    if (!piece.readable) return absl::OkStatus();  // it was, a moment ago
+    const std::optional<FooterView> footer =
+        DecodeFooter(geometry_, nvme_.epoch(), survey.segment, footer_.span());
+    if (!footer) return absl::OkStatus();
+    for (size_t i = footer->groups.size(); i > 0; --i) TakeGroup(survey, footer->groups[i - 1]);
+    return absl::OkStatus();
   }
 
-  uint32_t NextPage(const Walk& walk) const {
-    return static_cast<uint32_t>(nvme_.SegmentStart(walk.segment)) + walk.used_pages;
-  }
-
-  void TakeGroup(Walk& walk, absl::Span<const std::byte> header) {
-    const std::optional<GroupView> view =
-        GroupView::Decode(geometry_, nvme_.epoch(), NextPage(walk), header);
-    const uint32_t group_pages =
-        view ? geometry_.header_pages + view->group().block_count * geometry_.pages_per_block : 0;
-    // What an older use of the segment left has lower generations.
-    if (!view || view->group().generation <= walk.last_generation ||
-        walk.used_pages + group_pages > geometry_.segment_pages) {
-      walk.ended = true;
-      return;
-    }
-    if (walk.used_pages == 0) walk.first_generation = view->group().generation;
-    walk.last_generation = view->group().generation;
-    for (uint32_t i = 0; i < view->group().block_count; ++i) {
-      const GroupRecord record = view->record(i);
-      const PageIndex page{NextPage(walk) + geometry_.header_pages + i * geometry_.pages_per_block};
-      if (record.valid && IsNewest(record.id, walk, page)) {
-        placement_.RecoverBlock(record.id, page, record.retention, record.checksums);
+  void TakeGroup(const SegmentSurvey& survey, const GroupView& group) {
+    newest_generation_ = std::max(newest_generation_, group.group().generation);
+    for (uint32_t i = group.group().block_count; i > 0; --i) {
+      const GroupRecord record = group.record(i - 1);
+      if (!record.valid) continue;
+      const uint64_t page = group.block_page(geometry_, i - 1);
+      // A block that was dropped hides the older copies of it.
+      if (survey.Dead(geometry_, page)) {
+        dropped_.insert(record.id);
+        continue;
       }
+      if (dropped_.contains(record.id)) continue;
+      const PageIndex place{static_cast<uint32_t>(page)};
+      const KeyIndex key = record.key ? key_index_(*record.key) : kNoKey;
+      const Retention retention = survey.RetentionOf(geometry_, page, record);
+      if (!placement_.RecoverBlock(record.id, place, retention, key)) continue;
+      std::copy(record.checksums.begin(), record.checksums.end(),
+                nvme_.checksums(place, geometry_.pages_per_block).begin());
+      if (record.key) nvme_.seal(place) = record.seal;
+      ++report_.blocks;
     }
-    walk.used_pages += group_pages;
   }
 
-  // Only one segment is open at a time, so generations order segments, and pages order the blocks
-  // inside one.
-  bool IsNewest(const BlockId& id, const Walk& walk, PageIndex page) const {
-    const EntryIndex entry = placement_.directory().Find(id);
-    if (entry == kNoEntry) return true;
-    const PageIndex known = placement_.directory()[entry].page;
-    const Walk& other = walks_[static_cast<size_t>(nvme_.SegmentAt(known))];
-    if (other.segment == walk.segment) return page > known;
-    return other.first_generation < walk.first_generation;
-  }
-
+  NvmeReader& reader_;
+  const absl::FunctionRef<KeyIndex(const KeyName&)> key_index_;
   Placement& placement_;
   NvmeTier& nvme_;
   const NvmeGeometry geometry_;
-  std::vector<Walk> walks_;  // by segment until SealSegments sorts them
+  std::vector<SegmentSurvey> surveys_;  // of segments in use
+  std::vector<SegmentWalk> walks_;      // of those that are not sealed
+  absl::flat_hash_set<BlockId> dropped_;
+  AlignedBuffer footer_;
+  uint64_t newest_generation_ = 0;
+  RecoveryReport report_;
 };
 
 }  // namespace
 
-absl::Status RecoverNvme(absl::FunctionRef<absl::Status(absl::Span<IoRequest* const>)> run,
-                         Placement& placement) {
-  Recovery recovery(placement);
-  const absl::Status status = recovery.WalkAll(run);
-  if (status.ok()) recovery.SealSegments();
-  return status;
+absl::StatusOr<RecoveryReport> RecoverNvme(NvmeReader& reader,
+                                           absl::FunctionRef<KeyIndex(const KeyName&)> key_index,
+                                           Placement& placement) {
+  return Recovery(reader, key_index, placement).Run();
 }
 
 }  // namespace terrace

@@ -1,23 +1,35 @@
 #ifndef TERRACE_TIERS_NVME_RECOVERY_H_
 #define TERRACE_TIERS_NVME_RECOVERY_H_
 
+#include <cstdint>
+
 #include "absl/functional/function_ref.h"
-#include "absl/status/status.h"
-#include "absl/types/span.h"
-#include "io/io_request.h"
+#include "absl/status/statusor.h"
+#include "tiers/nvme_survey.h"
 #include "tiers/placement.h"
 
 namespace terrace {
 
-// Rebuilds the directory of an NVMe tier from its group headers, newest copy of a block first
-// served. Walks all segments at once, a batch of header reads a step; a segment ends at the first
-// header that is torn, stale, unreadable or of another epoch. Block bytes are not read: their
-// checksums are checked when they are fetched. `run` carries out a batch of reads and waits for it.
+// What reopening a tier found.
+struct RecoveryReport {
+  uint64_t blocks = 0;
+  uint64_t sealed_segments = 0;    // taken from their footers
+  uint64_t unsealed_segments = 0;  // walked, group by group
+  uint64_t torn_groups = 0;        // not promised by any Flush, and not whole
+  uint64_t damaged_pages = 0;      // promised, and of no group that could be read
+  uint64_t verified_bytes = 0;     // of groups that might have been torn
+  double seconds = 0;
+};
+
+// Rebuilds the directory of an NVMe tier: reads the manifest and the footers, walks the segments
+// that have none, and takes the newest copy of each block. Block bytes that were synced are not
+// read: their checksums are checked when they are fetched.
 //
-// REQUIRES: `placement` is fresh and has an NVMe tier. Errors are those of a `run`
-// that did not get to try.
-absl::Status RecoverNvme(absl::FunctionRef<absl::Status(absl::Span<IoRequest* const>)> run,
-                         Placement& placement);
+// REQUIRES: `placement` is fresh and has an NVMe tier. Errors are those of reads that were not
+// tried, or kResourceExhausted for memory.
+absl::StatusOr<RecoveryReport> RecoverNvme(NvmeReader& reader,
+                                           absl::FunctionRef<KeyIndex(const KeyName&)> key_index,
+                                           Placement& placement);
 
 }  // namespace terrace
 

@@ -9,18 +9,32 @@ namespace terrace {
 NvmeTier::NvmeTier(const NvmeGeometry& geometry, uint64_t epoch)
     : geometry_(geometry),
       epoch_(epoch),
-      stretches_((geometry.segment_pages + geometry.pages_per_block - 1) /
-                 geometry.pages_per_block),
+      stretches_(geometry.stretches()),
       segments_(geometry.segment_count),
       entries_(size_t{geometry.segment_count} * stretches_, kNoEntry),
-      checksums_(geometry.total_bytes() / kPageBytes) {
+      checksums_(geometry.total_pages() - geometry.log_start()),
+      dead_(entries_.size()),
+      reversed_(entries_.size()),
+      drafts_(kDrafts),
+      used_pages_(geometry.log_start()),
+      peak_pages_(geometry.log_start()) {
   for (uint32_t i = 0; i < geometry.segment_count; ++i) free_.push_back(SegmentIndex{i});
+  const uint32_t most_groups = geometry.data_pages() / geometry.group_pages(1) + 1;
+  for (Draft& draft : drafts_) {
+    draft.headers.reserve(most_groups);
+    draft.bytes.reserve(size_t{geometry.footer_pages} * kPageBytes);
+  }
+}
+
+size_t NvmeTier::FirstStretch(SegmentIndex segment) const {
+  return static_cast<size_t>(segment) * stretches_;
 }
 
 size_t NvmeTier::Stretch(PageIndex page) const {
-  const uint32_t in_log = static_cast<uint32_t>(page) - kSuperblockPages;
-  const size_t segment = in_log / geometry_.segment_pages;
-  return segment * stretches_ + in_log % geometry_.segment_pages / geometry_.pages_per_block;
+  const uint32_t in_log =
+      static_cast<uint32_t>(static_cast<uint32_t>(page) - geometry_.log_start());
+  return FirstStretch(SegmentAt(page)) +
+         in_log % geometry_.segment_pages / geometry_.pages_per_block;
 }
 
 void NvmeTier::Use(uint32_t pages) {
@@ -28,49 +42,106 @@ void NvmeTier::Use(uint32_t pages) {
   peak_pages_ = std::max(peak_pages_, used_pages_);
 }
 
+// --- Appending ---
+
 uint32_t NvmeTier::open_pages_left() const {
-  if (!open_) return 0;
-  return geometry_.segment_pages - segments_[static_cast<size_t>(*open_)].used_pages;
+  return open_ ? geometry_.data_pages() - At(*open_).used_pages : 0;
 }
 
 PageIndex NvmeTier::append_point() const {
   TERRACE_CHECK(open_.has_value());
-  const uint32_t used = segments_[static_cast<size_t>(*open_)].used_pages;
-  return PageIndex{static_cast<uint32_t>(SegmentStart(*open_)) + used};
+  return PageIndex{static_cast<uint32_t>(SegmentStart(*open_)) + At(*open_).used_pages};
 }
 
 PageIndex NvmeTier::append_limit() const {
   return PageIndex{static_cast<uint32_t>(append_point()) + open_pages_left()};
 }
 
-uint64_t NvmeTier::FinishGroup(uint32_t pages) {
+uint64_t NvmeTier::FinishGroup(uint32_t blocks) {
+  const uint32_t pages = geometry_.group_pages(blocks);
   TERRACE_CHECK(pages <= open_pages_left());
-  segments_[static_cast<size_t>(*open_)].used_pages += pages;
+  Draft* const draft = DraftOf(*open_);
+  TERRACE_CHECK(draft != nullptr);
+  AddToDraft(*draft, append_point(), GroupHeaderBytes(geometry_, blocks));
+  At(*open_).used_pages += pages;
   Use(pages);
   return next_generation_++;
 }
 
+void NvmeTier::AddToDraft(Draft& draft, PageIndex base, size_t bytes) {
+  draft.headers.push_back({base, draft.bytes.size(), bytes});
+  draft.bytes.resize(draft.bytes.size() + bytes);
+}
+
+void NvmeTier::KeepHeader(PageIndex base, absl::Span<const std::byte> header) {
+  Draft* const draft = DraftOf(SegmentAt(base));
+  TERRACE_CHECK(draft != nullptr);
+  const auto place =
+      std::lower_bound(draft->headers.begin(), draft->headers.end(), base,
+                       [](const Draft::Header& at, PageIndex page) { return at.base < page; });
+  TERRACE_CHECK(place != draft->headers.end() && place->base == base &&
+                place->bytes <= header.size());
+  std::copy_n(header.begin(), place->bytes, draft->bytes.begin() + place->offset);
+}
+
+NvmeTier::Draft* NvmeTier::DraftOf(SegmentIndex segment) {
+  for (Draft& draft : drafts_) {
+    if (draft.segment == segment) return &draft;
+  }
+  return nullptr;
+}
+
+const NvmeTier::Draft* NvmeTier::DraftOf(SegmentIndex segment) const {
+  return const_cast<NvmeTier*>(this)->DraftOf(segment);
+}
+
 void NvmeTier::SealOpenSegment() {
   if (!open_) return;
-  segments_[static_cast<size_t>(*open_)].state = State::kSealed;
-  sealed_.push_back(*open_);
+  const SegmentIndex segment = *open_;
   open_.reset();
+  sealed_.push_back(segment);
+  Use(geometry_.footer_pages);
+  At(segment).phase = SegmentPhase::kWriting;
+  if (At(segment).writers == 0) Written(segment);
+}
+
+bool NvmeTier::NextIsFree() {
+  const Segment& segment = At(free_.front());
+  if (segment.phase == SegmentPhase::kFreeSync) sync_wanted_ = std::max(sync_wanted_, segment.sync);
+  const bool draft_left = std::any_of(drafts_.begin(), drafts_.end(),
+                                      [](const Draft& draft) { return !draft.segment; });
+  return segment.phase == SegmentPhase::kFree && segment.readers == 0 && draft_left;
 }
 
 bool NvmeTier::OpenNextSegment() {
   TERRACE_CHECK(!open_ && !free_.empty());
-  Segment& segment = segments_[static_cast<size_t>(free_.front())];
-  if (segment.readers > 0 || segment.writers > 0) return false;
-  open_ = free_.front();
+  if (!NextIsFree()) return false;
+  const SegmentIndex index = free_.front();
+  Segment& segment = At(index);
+  const auto draft = std::find_if(drafts_.begin(), drafts_.end(),
+                                  [](const Draft& draft) { return !draft.segment; });
   free_.pop_front();
-  segment.state = State::kOpen;
+  open_ = index;
+  draft->segment = index;
+  draft->headers.clear();
+  draft->bytes.clear();
+  segment.phase = SegmentPhase::kOpen;
+  segment.used_pages = 0;
+  segment.durable_pages = 0;
+  segment.marked_pages = 0;
+  segment.generation = next_generation_;
+  const size_t first = FirstStretch(index);
+  std::fill_n(dead_.begin() + first, stretches_, false);
+  std::fill_n(reversed_.begin() + first, stretches_, false);
   return true;
 }
+
+// --- Blocks ---
 
 void NvmeTier::Place(PageIndex page, EntryIndex entry, bool owned) {
   TERRACE_CHECK(entries_[Stretch(page)] == kNoEntry);
   entries_[Stretch(page)] = entry;
-  Segment& segment = SegmentOf(page);
+  Segment& segment = At(SegmentAt(page));
   ++segment.blocks;
   if (owned) ++segment.owned;
 }
@@ -78,75 +149,123 @@ void NvmeTier::Place(PageIndex page, EntryIndex entry, bool owned) {
 void NvmeTier::Remove(PageIndex page, bool owned) {
   TERRACE_CHECK(entries_[Stretch(page)] != kNoEntry);
   entries_[Stretch(page)] = kNoEntry;
-  Segment& segment = SegmentOf(page);
+  const SegmentIndex index = SegmentAt(page);
+  Segment& segment = At(index);
   --segment.blocks;
   if (owned) --segment.owned;
+  if (segment.phase == SegmentPhase::kDraining && segment.blocks == 0) {
+    AwaitSync(index, SegmentPhase::kDrainSync, /*hurry=*/true);
+  }
 }
 
 void NvmeTier::SetOwned(PageIndex page, bool owned) {
-  Segment& segment = SegmentOf(page);
+  Segment& segment = At(SegmentAt(page));
   owned ? ++segment.owned : --segment.owned;
 }
 
-std::optional<SegmentIndex> NvmeTier::Victim() const {
-  for (SegmentIndex index : sealed_) {
-    const Segment& segment = segments_[static_cast<size_t>(index)];
-    if (segment.owned == 0) return index;
-  }
-  return std::nullopt;
+BlockSeal& NvmeTier::seal(PageIndex page) {
+  if (seals_.empty()) seals_.resize(entries_.size());
+  return seals_[Stretch(page)];
 }
 
-bool NvmeTier::AnyVictimBeingWritten(size_t count) const {
-  for (auto index = sealed_.begin(); index != sealed_.end() && count > 0; ++index) {
-    const Segment& segment = segments_[static_cast<size_t>(*index)];
-    if (segment.owned > 0) continue;
-    if (segment.writers > 0) return true;
-    --count;
-  }
-  return false;
+void NvmeTier::MarkDead(PageIndex page) {
+  dead_[Stretch(page)] = true;
+  ManifestChanged(SegmentAt(page));
 }
+
+void NvmeTier::ReverseRetention(PageIndex page) {
+  reversed_[Stretch(page)] = !reversed_[Stretch(page)];
+  ManifestChanged(SegmentAt(page));
+}
+
+void NvmeTier::RemoveWriter(PageIndex page) {
+  const SegmentIndex index = SegmentAt(page);
+  Segment& segment = At(index);
+  --segment.writers;
+  if (segment.writers == 0 && segment.phase == SegmentPhase::kWriting) Written(index);
+}
+
+// --- Eviction ---
 
 void NvmeTier::VisitBlocks(SegmentIndex segment, absl::FunctionRef<void(EntryIndex)> visit) const {
-  const size_t first = static_cast<size_t>(segment) * stretches_;
+  const size_t first = FirstStretch(segment);
   for (size_t i = first; i < first + stretches_; ++i) {
     if (entries_[i] != kNoEntry) visit(entries_[i]);
   }
 }
 
-void NvmeTier::FreeSegment(SegmentIndex index) {
-  Segment& segment = segments_[static_cast<size_t>(index)];
-  TERRACE_CHECK(segment.state == State::kSealed && segment.blocks == 0);
+void NvmeTier::Retire(SegmentIndex index) {
+  Segment& segment = At(index);
+  TERRACE_CHECK(segment.phase == SegmentPhase::kSealed);
   sealed_.erase(std::find(sealed_.begin(), sealed_.end(), index));
-  used_pages_ -= segment.used_pages;
-  segment.used_pages = 0;
-  segment.state = State::kFree;
   free_.push_back(index);
+  used_pages_ -= segment.used_pages + geometry_.footer_pages;
+  segment.phase = SegmentPhase::kDraining;
+  if (segment.blocks > 0) return;
+  segment.phase = SegmentPhase::kFreeing;
+  QueueManifest(index);
 }
 
-PageIndex NvmeTier::SegmentStart(SegmentIndex segment) const {
-  return PageIndex{kSuperblockPages + static_cast<uint32_t>(segment) * geometry_.segment_pages};
+void NvmeTier::VisitFree(absl::FunctionRef<void(SegmentIndex)> visit) const {
+  for (SegmentIndex segment : free_) visit(segment);
 }
 
-void NvmeTier::RestoreSealed(SegmentIndex index, uint32_t used_pages) {
-  Segment& segment = segments_[static_cast<size_t>(index)];
-  TERRACE_CHECK(segment.state == State::kFree && !open_);
-  free_.erase(std::find(free_.begin(), free_.end(), index));
-  segment.state = State::kSealed;
-  segment.used_pages = used_pages;
-  Use(used_pages);
-  sealed_.push_back(index);
+// --- Recovery ---
+
+void NvmeTier::Restore(const Restored& restored) {
+  Segment& segment = At(restored.segment);
+  TERRACE_CHECK(segment.phase == SegmentPhase::kFree && !open_);
+  free_.erase(std::find(free_.begin(), free_.end(), restored.segment));
+  segment.phase = SegmentPhase::kSealed;
+  segment.generation = restored.generation;
+  segment.used_pages = restored.used_pages;
+  segment.durable_pages = restored.durable_pages;
+  segment.marked_pages = restored.durable_pages;
+  segment.manifest_version = restored.manifest_version;
+  const size_t first = FirstStretch(restored.segment);
+  std::copy(restored.dead.begin(), restored.dead.end(), dead_.begin() + first);
+  std::copy(restored.reversed.begin(), restored.reversed.end(), reversed_.begin() + first);
+  Use(restored.used_pages + geometry_.footer_pages);
+  sealed_.push_back(restored.segment);
+}
+
+void NvmeTier::RestoreFree(SegmentIndex segment, uint64_t generation, uint64_t manifest_version) {
+  At(segment).generation = generation;
+  At(segment).manifest_version = manifest_version;
+}
+
+bool NvmeTier::RestoreHeaders(SegmentIndex segment,
+                              absl::Span<const absl::Span<const std::byte>> headers,
+                              absl::Span<const PageIndex> bases) {
+  const auto draft = std::find_if(drafts_.begin(), drafts_.end(),
+                                  [](const Draft& draft) { return !draft.segment; });
+  if (draft == drafts_.end()) return false;
+  draft->segment = segment;
+  for (size_t i = 0; i < headers.size(); ++i) {
+    AddToDraft(*draft, bases[i], headers[i].size());
+    KeepHeader(bases[i], headers[i]);
+  }
+  AwaitSync(segment, SegmentPhase::kSealSync, /*hurry=*/true);
+  return true;
 }
 
 void NvmeTier::ReopenNewest() {
-  if (sealed_.empty()) return;
+  if (sealed_.empty() || At(sealed_.back()).phase != SegmentPhase::kSealSync) return;
   open_ = sealed_.back();
   sealed_.pop_back();
-  segments_[static_cast<size_t>(*open_)].state = State::kOpen;
+  awaiting_.erase(std::find(awaiting_.begin(), awaiting_.end(), *open_));
+  At(*open_).phase = SegmentPhase::kOpen;
+  used_pages_ -= geometry_.footer_pages;
 }
 
 size_t NvmeTier::memory_bytes() const {
-  return segments_.capacity() * sizeof(Segment) + entries_.capacity() * sizeof(EntryIndex) +
-         checksums_.capacity() * sizeof(PageChecksum);
+  size_t bytes = segments_.capacity() * sizeof(Segment) + entries_.capacity() * sizeof(EntryIndex) +
+                 checksums_.capacity() * sizeof(PageChecksum) +
+                 seals_.capacity() * sizeof(BlockSeal) + (dead_.size() + reversed_.size()) / 8;
+  for (const Draft& draft : drafts_) {
+    bytes += draft.bytes.capacity() + draft.headers.capacity() * sizeof(Draft::Header);
+  }
+  return bytes;
 }
 
 }  // namespace terrace

@@ -33,7 +33,9 @@ absl::StatusOr<std::unique_ptr<Placement>> Placement::Create(const PlacementOpti
 Placement::Placement(const PlacementOptions& options,
                      std::vector<std::unique_ptr<EvictionPolicy>> policies)
     : pages_per_block_(static_cast<uint32_t>(options.block_bytes / kPageBytes)),
-      directory_(MaxBlocks(options)) {
+      directory_(MaxBlocks(options)),
+      hot_share_(options.hot_share),
+      key_missing_(1, false) {
   for (size_t i = 0; i < kPoolCount; ++i) {
     tables_[i] =
         std::make_unique<SlotTable>(options.slots[i], pages_per_block_, std::move(policies[i]));
@@ -76,13 +78,19 @@ std::optional<Place> Placement::TakeBounce() {
 void Placement::ReturnBounce(Place place) { table(Pool::kTransit).Fail(place.slot); }
 
 bool Placement::transfers_in_flight() const {
-  return outstanding_fills_ > 0 ||
+  return outstanding_fills_ > 0 || (nvme_accepts_ && nvme_->upkeep_pending()) ||
          std::any_of(groups_.begin(), groups_.end(),
                      [](const WriteGroup& group) { return group.in_use && group.closed; });
 }
 
-Placement::PutReservation Placement::ReservePut(const BlockId& id, Retention retention) {
+Placement::PutReservation Placement::ReservePut(const BlockId& id, Retention retention,
+                                                KeyIndex key) {
   EntryIndex entry = directory_.Find(id);
+  if (entry != kNoEntry && KeyMissing(directory_[entry])) {
+    if (directory_[entry].retention == Retention::kOwned) return {PutOutcome::kLocked, {}};
+    Drop(id);
+    entry = kNoEntry;
+  }
   if (entry != kNoEntry) {
     for (Pool pool : {Pool::kHbm, Pool::kDram}) {
       const SlotIndex slot = directory_[entry].slot(pool);
@@ -95,13 +103,15 @@ Placement::PutReservation Placement::ReservePut(const BlockId& id, Retention ret
     return {PutOutcome::kAlreadyHere, {}};
   }
   const Pool pool = put_pool();
-  if (pool == Pool::kTransit && !nvme_accepts_) return {PutOutcome::kFull, {}};
+  const bool may_write = nvme_accepts_ && (offload_allowed_ || retention == Retention::kOwned);
+  if (pool == Pool::kTransit && !may_write) return {PutOutcome::kFull, {}};
   const Room room = MakeRoom(pool, [] { return size_t{1}; });
   if (room != Room::kOk) {
     return {room == Room::kWait ? PutOutcome::kWait : PutOutcome::kFull, {}};
   }
   entry = directory_.Insert(id);
   directory_[entry].retention = retention;
+  directory_[entry].key = key;
   const Place place = ReserveSlot(pool, entry, Fill());
   if (pool == Pool::kTransit) {
     // Nothing but NVMe will hold the block, so its place there is settled before it is accepted.
@@ -171,6 +181,8 @@ void Placement::FillFailed(Place place, bool source_lost) {
   if (entry != kNoEntry) {
     if (fill.group) VoidGroupBlock(entry);
     directory_[entry].slot(place.pool) = kNoSlot;
+  } else if (fill.group) {
+    AbandonRewrite(*fill.group, place);
   }
   slots.Fail(place.slot);
   EndFill(fill);
@@ -180,6 +192,7 @@ void Placement::FillFailed(Place place, bool source_lost) {
     if (unreadable != kNoEntry && directory_[unreadable].page == start &&
         directory_[unreadable].nvme == CopyState::kResident) {
       ++stats_.lost_blocks;
+      nvme_->MarkDead(start);
       DropNvmeCopy(unreadable);
       if (unreadable == entry) return;  // gone with its last copy, or held elsewhere
     }
@@ -188,6 +201,26 @@ void Placement::FillFailed(Place place, bool source_lost) {
   const BlockEntry& block = directory_[entry];
   if (fill.drains && !block.in_memory() && Dirty(block)) ++stats_.lost_blocks;
   EraseIfGone(entry);
+}
+
+void Placement::CountRewriteOwned(EntryIndex entry) {
+  for (WriteGroup& group : groups_) {
+    for (WriteGroup::Block& block : group.blocks) {
+      if (block.entry != entry) continue;
+      CountOwned(block, directory_[entry].retention == Retention::kOwned);
+    }
+  }
+}
+
+// The bytes that a group waited for could not be read: the block has no copy to move.
+void Placement::AbandonRewrite(size_t group, Place source) {
+  for (WriteGroup::Block& block : groups_[group].blocks) {
+    if (block.source == source && block.entry != kNoEntry) {
+      directory_[block.entry].rewrite = Rewrite::kNo;
+      CountOwned(block, false);
+      block.entry = kNoEntry;
+    }
+  }
 }
 
 void Placement::Drop(const BlockId& id) {
@@ -199,6 +232,7 @@ void Placement::Drop(const BlockId& id) {
     if (block.slot(pool) != kNoSlot) DropCopy(entry, pool);
   }
   if (block.nvme == CopyState::kResident) {
+    nvme_->MarkDead(block.page);
     DropNvmeCopy(entry);
   } else {
     EraseIfGone(entry);
@@ -214,13 +248,29 @@ void Placement::SetRetention(const BlockId& id, Retention retention) {
   if (block.nvme != CopyState::kEmpty) {
     nvme_->SetOwned(block.page, retention == Retention::kOwned);
   }
+  if (block.nvme == CopyState::kResident) nvme_->ReverseRetention(block.page);
+  if (block.rewrite == Rewrite::kInGroup) CountRewriteOwned(entry);
   if (retention == Retention::kCached) RetrackStuck();
 }
 
 std::optional<Tier> Placement::Find(const BlockId& id) const {
   const EntryIndex entry = directory_.Find(id);
-  if (entry == kNoEntry) return std::nullopt;
+  if (entry == kNoEntry || KeyMissing(directory_[entry])) return std::nullopt;
   return HitTier(directory_[entry]);
+}
+
+void Placement::SetKeyReady(KeyIndex key, bool ready) {
+  const size_t index = static_cast<size_t>(key);
+  if (key_missing_.size() <= index) key_missing_.resize(index + 1, true);
+  key_missing_[index] = !ready;
+}
+
+void Placement::DropKey(KeyIndex key) {
+  std::vector<BlockId> ids;
+  directory_.Visit([&](EntryIndex entry) {
+    if (directory_[entry].key == key) ids.push_back(directory_[entry].id);
+  });
+  for (const BlockId& id : ids) Drop(id);
 }
 
 bool Placement::OnNvme(const BlockId& id) const {
@@ -228,21 +278,16 @@ bool Placement::OnNvme(const BlockId& id) const {
   return entry != kNoEntry && directory_[entry].nvme == CopyState::kResident;
 }
 
-void Placement::RecoverBlock(const BlockId& id, PageIndex page, Retention retention,
-                             absl::Span<const PageChecksum> checksums) {
-  EntryIndex entry = directory_.Find(id);
-  if (entry != kNoEntry) {
-    nvme_->Remove(directory_[entry].page, directory_[entry].retention == Retention::kOwned);
-  } else {
-    entry = directory_.Insert(id);
-    Transition(directory_[entry].nvme, CopyState::kResident);
-  }
+bool Placement::RecoverBlock(const BlockId& id, PageIndex page, Retention retention, KeyIndex key) {
+  if (directory_.Find(id) != kNoEntry) return false;
+  const EntryIndex entry = directory_.Insert(id);
   BlockEntry& block = directory_[entry];
+  Transition(block.nvme, CopyState::kResident);
   block.page = page;
   block.retention = retention;
+  block.key = key;
   nvme_->Place(page, entry, retention == Retention::kOwned);
-  const absl::Span<PageChecksum> kept = nvme_->checksums(page, pages_per_block_);
-  std::copy(checksums.begin(), checksums.end(), kept.begin());
+  return true;
 }
 
 std::array<uint64_t, kTierCount> Placement::CountBlocks() const {

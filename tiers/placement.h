@@ -34,6 +34,8 @@ struct PlacementOptions {
   std::string policy = "lru";
   std::optional<NvmeGeometry> nvme;  // nullopt: no such tier
   uint64_t epoch = 0;
+  // So much of an evicted segment may be hot blocks that are rewritten. Owned blocks always are.
+  double hot_share = 0;
 };
 
 struct PlacementStats {
@@ -48,6 +50,9 @@ struct PlacementStats {
   uint64_t prefetch_dropped = 0;  // hints without effect for want of room
   uint64_t evicted_segments = 0;
   uint64_t write_groups = 0;
+  uint64_t rewritten_blocks = 0;  // moved within NVMe because they were owned or hot
+  uint64_t written_blocks = 0;    // written to NVMe, rewritten ones included
+  uint64_t budget_dropped = 0;    // evicted instead of being offloaded, to save endurance
 };
 
 // One block, or an aligned part of it, of a fetch.
@@ -68,9 +73,15 @@ using FetchItems = absl::InlinedVector<FetchItem, 32>;
 // Blocks on their way to NVMe as one sequential write, led by a header.
 struct WriteGroup {
   struct Block {
-    EntryIndex entry = kNoEntry;  // kNoEntry once the block was dropped
-    Place source;                 // pinned until the write ended
+    EntryIndex entry = kNoEntry;   // kNoEntry once the block was dropped
+    Place source;                  // pinned until the write ended
+    PageIndex page = kNoPage;      // where it is written
+    PageIndex old_page = kNoPage;  // where it lies, if it is rewritten
+    // What the header says, once it was encoded.
+    bool recorded = false;
     Retention retention = Retention::kCached;
+    bool counted_owned = false;  // a rewrite that its new segment counts as owned already
+    bool rewrites() const { return old_page != kNoPage; }
   };
   bool in_use = false;
   bool closed = false;
@@ -79,6 +90,7 @@ struct WriteGroup {
   uint32_t pending = 0;      // sources whose bytes are still on the way
   uint32_t in_transit = 0;   // sources in the transit pool
   uint64_t generation = 0;
+  uint64_t segment_generation = 0;
   std::vector<Block> blocks;  // capacity reserved at construction
 };
 
@@ -99,18 +111,22 @@ struct WriteGroup {
 class Placement {
  public:
   static constexpr size_t kWriteGroups = 8;
+  // A segment with more of its blocks owned than this is not evicted: rewriting them would write
+  // more than eight blocks for one that is new.
+  static constexpr double kMaxOwnedShare = 7.0 / 8;
 
   static absl::StatusOr<std::unique_ptr<Placement>> Create(const PlacementOptions& options);
 
   // --- Put ---
-  enum class PutOutcome : uint8_t { kReserved, kAlreadyHere, kWait, kFull };
+  // kLocked: the block is owned and sealed with a key that is not here.
+  enum class PutOutcome : uint8_t { kReserved, kAlreadyHere, kWait, kFull, kLocked };
   struct PutReservation {
     PutOutcome outcome = PutOutcome::kFull;
     Place place;
   };
   // Takes a slot for a new block; the caller fills it and reports FillLanded. A block that is known
   // keeps its bytes, counts as used, and becomes owned if `retention` says so.
-  PutReservation ReservePut(const BlockId& id, Retention retention);
+  PutReservation ReservePut(const BlockId& id, Retention retention, KeyIndex key = kNoKey);
 
   // --- Fetch ---
   // Pins a place for every item in `target` (kHbm, kDram or, where neither exists, kTransit), all
@@ -126,6 +142,8 @@ class Placement {
   // From NVMe: demand before prefetch. From another slot: skips those whose source is still
   // filling.
   std::optional<Place> NextRead(bool allow_prefetch);
+  // One for a rewrite, to a transit slot of its own. Its bytes go back to NVMe as they are.
+  std::optional<Place> NextRewriteRead();
   std::optional<Place> NextCopy();
   size_t queued_copies() const { return copies_.size(); }
   void FillLanded(Place place);
@@ -147,6 +165,15 @@ class Placement {
   // After a failed write: nothing is sent to NVMe any more, what is there stays readable.
   void StopNvmeWrites() { nvme_accepts_ = false; }
   bool nvme_accepts() const { return nvme_accepts_; }
+  // Nothing can be read there either: forgets every copy but those in transfers.
+  void AbandonNvme();
+  // While false, cached blocks are dropped where they would be offloaded. A flush writes them
+  // still.
+  void AllowOffload(bool allowed) { offload_allowed_ = allowed; }
+
+  // --- Upkeep of the log: what must be written besides groups ---
+  std::optional<UpkeepTask> NextUpkeep();
+  void UpkeepDone(const UpkeepTask& task) { nvme_->UpkeepDone(task); }
 
   // --- Flush ---
   // How far a flush has come through the blocks that were dirty when it began. One flush at a time.
@@ -164,12 +191,15 @@ class Placement {
   // --- Blocks ---
   void Drop(const BlockId& id);
   void SetRetention(const BlockId& id, Retention retention);
+  // Blocks whose key is not there are misses, and stay where they are.
+  void SetKeyReady(KeyIndex key, bool ready);
+  // Every block that was sealed with this key, in any tier.
+  void DropKey(KeyIndex key);
   // The fastest tier that holds the block; nullopt when none does.
   std::optional<Tier> Find(const BlockId& id) const;
   bool OnNvme(const BlockId& id) const;
-  // A block found on the device when the tier was opened. Older copies give way to newer ones.
-  void RecoverBlock(const BlockId& id, PageIndex page, Retention retention,
-                    absl::Span<const PageChecksum> checksums);
+  // A block found on the device when the tier was opened; false when a newer copy is known.
+  bool RecoverBlock(const BlockId& id, PageIndex page, Retention retention, KeyIndex key);
 
   // --- Views ---
   SlotTable& table(Pool pool) { return *tables_[static_cast<size_t>(pool)]; }
@@ -192,6 +222,11 @@ class Placement {
   Place ReserveSlot(Pool pool, EntryIndex entry, const Fill& fill);
   void EndFill(const Fill& fill);
   void EndPin(Place place);
+  void CountRewriteOwned(EntryIndex entry);
+  void AbandonRewrite(size_t group, Place source);
+  bool KeyMissing(const BlockEntry& block) const {
+    return key_missing_[static_cast<size_t>(block.key)];
+  }
   void ReleaseTransit(SlotIndex slot);
 
   // placement_fetch.cc
@@ -222,10 +257,20 @@ class Placement {
 
   // placement_write.cc
   Room AddToGroup(EntryIndex entry, Place source);
+  void Append(EntryIndex entry, Place source);
   Room OpenGroup();
+  Room StartGroup();
   Room NextSegment();
-  bool EvictSegment();
+  std::optional<SegmentIndex> Victim(absl::Span<const SegmentIndex> but) const;
+  uint32_t MostRewritten(double share) const;
+  void EvictSegment(SegmentIndex victim);
+  Room AddRewrites();
+  Room AddRewrite(EntryIndex entry);
   void VoidGroupBlock(EntryIndex entry);
+  void LeaveGroup(EntryIndex entry);
+  void CountOwned(WriteGroup::Block& block, bool owned);
+  void EndGroupBlock(WriteGroup::Block& block, bool written);
+  uint32_t WrittenPages(SegmentIndex segment) const;
   Room SelectAhead();
   bool WorthWritingAhead(EntryIndex entry) const;
   void ChooseAhead();
@@ -237,6 +282,9 @@ class Placement {
   std::array<std::unique_ptr<SlotTable>, kPoolCount> tables_;
   std::unique_ptr<NvmeTier> nvme_;
   bool nvme_accepts_ = false;
+  bool offload_allowed_ = true;
+  const double hot_share_;
+  std::vector<bool> key_missing_;  // by KeyIndex
 
   // Queued fills. Elements may be stale: a fill whose class was raised stands in both read queues,
   // and `queued` in the Fill says whether it is still to be started.
@@ -251,7 +299,9 @@ class Placement {
   std::deque<size_t> closed_groups_;
   uint64_t last_generation_ = 0;
   size_t reserved_since_select_ = 0;
-  std::vector<EntryIndex> doomed_;    // scratch of EvictSegment
+  std::vector<EntryIndex> doomed_;   // scratch of EvictSegment
+  std::deque<EntryIndex> rewrites_;  // kQueued, or no longer to be rewritten
+  std::deque<Place> rewrite_reads_;
   std::vector<SlotIndex> selected_;   // still to be written ahead, the coldest last
   std::vector<EntryIndex> flushing_;  // dirty at BeginFlush, by entry
 

@@ -12,7 +12,7 @@ namespace terrace {
 // depend on how fast earlier ones are written.
 Room Placement::NoRoom() {
   if (transfers_in_flight()) return Room::kWait;
-  if (!open_group_) return Room::kFull;
+  if (!open_group_ || groups_[*open_group_].blocks.empty()) return Room::kFull;
   CloseOpenGroup();
   return Room::kWait;
 }
@@ -106,9 +106,12 @@ Room Placement::EvictFromHbm(SlotIndex slot) {
     const Room room = SelectForFlush(entry);
     return room == Room::kOk ? Room::kWait : room;
   }
-  if (nvme_accepts_) {
-    const bool has_slot = table(Pool::kTransit).free_count() > 0;
-    const Room room = has_slot ? OpenGroup() : EvictOne(Pool::kTransit);
+  const bool offload = nvme_accepts_ && offload_allowed_;
+  if (nvme_accepts_ && !offload && !owned) ++stats_.budget_dropped;
+  if (offload) {
+    // The group first: what has to be rewritten before takes slots of the same pool.
+    Room room = OpenGroup();
+    if (room == Room::kOk && table(Pool::kTransit).free_count() == 0) room = NoRoom();
     if (room == Room::kWait) return room;
     if (room == Room::kOk) {
       StartDemotion(entry, slot, Pool::kTransit);
@@ -157,12 +160,15 @@ Room Placement::EvictFromDram(SlotIndex slot) {
     DropCopy(entry, Pool::kDram);
     return Room::kOk;
   }
-  if (nvme_accepts_) {
+  const bool owned = block.retention == Retention::kOwned;
+  if (nvme_accepts_ && (owned || offload_allowed_)) {
     const Room room = AddToGroup(entry, {Pool::kDram, slot});
     if (room == Room::kOk) CloseOpenGroup();
     if (room != Room::kFull) return Room::kWait;
+  } else if (nvme_accepts_) {
+    ++stats_.budget_dropped;
   }
-  if (block.retention == Retention::kOwned) return Room::kFull;
+  if (owned) return Room::kFull;
   EvictBlock(entry);
   return Room::kOk;
 }

@@ -51,9 +51,13 @@ Fill Placement::PinSource(const BlockEntry& entry, Pool target, const FetchItem&
   }
   TERRACE_CHECK(entry.nvme == CopyState::kResident);
   fill.source = Fill::Source::kNvme;
-  fill.first_page = item.first_page;
-  fill.page_count = item.page_count;
-  fill.page = PageIndex{static_cast<uint32_t>(entry.page) + item.first_page};
+  // A block is sealed as a whole, and can only be opened so.
+  const bool whole = entry.key != kNoKey;
+  fill.id = entry.id;
+  fill.key = entry.key;
+  fill.first_page = whole ? 0 : item.first_page;
+  fill.page_count = whole ? pages_per_block_ : item.page_count;
+  fill.page = PageIndex{static_cast<uint32_t>(entry.page) + fill.first_page};
   nvme_->AddReader(fill.page);
   return fill;
 }
@@ -108,7 +112,7 @@ Room Placement::ReserveFetch(absl::Span<FetchItem> items, Pool target) {
     item.place = Place();
     item.source.reset();
     const EntryIndex entry = directory_.Find(item.id);
-    if (entry == kNoEntry) continue;
+    if (entry == kNoEntry || KeyMissing(directory_[entry])) continue;
     item.hit_tier = HitTier(directory_[entry]);
     const std::optional<Place> place = ServingPlace(directory_[entry], target, IsPart(item));
     if (place) {
@@ -139,6 +143,8 @@ Room Placement::ReserveFetch(absl::Span<FetchItem> items, Pool target) {
       ++stats_.misses;
     } else {
       ++stats_.hits[static_cast<size_t>(item.hit_tier)];
+      // By the tier that counts, whatever serves it on the way there.
+      if (item.hit_tier == Tier::kNvme) directory_[directory_.Find(item.id)].hot = true;
       table(item.place.pool).Lend(item.place.slot);
     }
   }
@@ -189,7 +195,7 @@ size_t Placement::ReservePrefetch(absl::Span<const BlockId> ids, Pool target, si
   size_t queued = 0;
   for (const BlockId& id : ids) {
     const EntryIndex entry = directory_.Find(id);
-    if (entry == kNoEntry || target == Pool::kTransit) continue;
+    if (entry == kNoEntry || target == Pool::kTransit || KeyMissing(directory_[entry])) continue;
     if (ServingPlace(directory_[entry], target, false)) continue;
     FetchItem item;
     item.page_count = pages_per_block_;

@@ -22,16 +22,30 @@ constexpr size_t kTransitShare = 4;
 
 Room Placement::AddToGroup(EntryIndex entry, Place source) {
   const Room room = OpenGroup();
-  if (room != Room::kOk) return room;
+  if (room == Room::kOk) Append(entry, source);
+  return room;
+}
+
+// REQUIRES: an open group. A block that is on NVMe already is rewritten there.
+void Placement::Append(EntryIndex entry, Place source) {
   WriteGroup& group = groups_[*open_group_];
-  const NvmeGeometry& geometry = nvme_->geometry();
-  const uint32_t offset =
-      geometry.header_pages + static_cast<uint32_t>(group.blocks.size()) * geometry.pages_per_block;
   BlockEntry& block = directory_[entry];
-  Transition(block.nvme, CopyState::kFilling);
-  block.page = PageIndex{static_cast<uint32_t>(group.base) + offset};
-  nvme_->Place(block.page, entry, block.retention == Retention::kOwned);
-  group.blocks.push_back({entry, source, block.retention});
+  WriteGroup::Block added;
+  added.entry = entry;
+  added.source = source;
+  added.page = PageIndex{static_cast<uint32_t>(group.base) +
+                         nvme_->geometry().group_pages(static_cast<uint32_t>(group.blocks.size()))};
+  if (block.nvme == CopyState::kResident) {
+    added.old_page = block.page;
+    CountOwned(added, block.retention == Retention::kOwned);
+    block.rewrite = Rewrite::kInGroup;
+    block.hot = false;
+  } else {
+    Transition(block.nvme, CopyState::kFilling);
+    block.page = added.page;
+    nvme_->Place(block.page, entry, block.retention == Retention::kOwned);
+  }
+  group.blocks.push_back(added);
   SlotTable& slots = table(source.pool);
   slots.Pin(source.slot);
   if (slots.state(source.slot) == CopyState::kFilling) {
@@ -44,18 +58,28 @@ Room Placement::AddToGroup(EntryIndex entry, Place source) {
       (group.in_transit > 0 && group.in_transit >= transit_share)) {
     CloseOpenGroup();
   }
-  return Room::kOk;
 }
 
 // Has an open group with room for a block, or says why not.
 Room Placement::OpenGroup() {
   if (!nvme_accepts_) return Room::kFull;
-  if (open_group_) return Room::kOk;
+  // Rewrites may close the group that was started for the caller, and end the segment.
+  for (;;) {
+    const Room rewritten = AddRewrites();
+    if (rewritten != Room::kOk) return rewritten;
+    if (open_group_) return Room::kOk;
+    const Room started = StartGroup();
+    if (started != Room::kOk) return started;
+    if (rewrites_.empty()) return Room::kOk;
+  }
+}
+
+Room Placement::StartGroup() {
   const auto unused = std::find_if(groups_.begin(), groups_.end(),
                                    [](const WriteGroup& group) { return !group.in_use; });
   if (unused == groups_.end()) return Room::kWait;
   const NvmeGeometry& geometry = nvme_->geometry();
-  if (nvme_->open_pages_left() < geometry.header_pages + geometry.pages_per_block) {
+  if (nvme_->open_pages_left() < geometry.group_pages(1)) {
     const Room room = NextSegment();
     if (room != Room::kOk) return room;
   }
@@ -77,10 +101,10 @@ Room Placement::OpenGroup() {
 void Placement::CloseOpenGroup() {
   if (!open_group_) return;
   WriteGroup& group = groups_[*open_group_];
-  const NvmeGeometry& geometry = nvme_->geometry();
-  group.generation =
-      nvme_->FinishGroup(geometry.header_pages +
-                         static_cast<uint32_t>(group.blocks.size()) * geometry.pages_per_block);
+  // One that was opened for a block that then did not come.
+  if (group.blocks.empty()) return;
+  group.generation = nvme_->FinishGroup(static_cast<uint32_t>(group.blocks.size()));
+  group.segment_generation = nvme_->segment_generation(group.base);
   group.closed = true;
   last_generation_ = group.generation;
   ++stats_.write_groups;
@@ -88,60 +112,32 @@ void Placement::CloseOpenGroup() {
   open_group_.reset();
 }
 
-// Opens the segment that has been free longest, and sees to it that the reserve stays free: its
-// readers have the time of a whole segment to finish.
-Room Placement::NextSegment() {
-  nvme_->SealOpenSegment();
-  const size_t wanted = 1 + nvme_->reserve_segments();
-  const size_t missing = wanted - std::min(wanted, nvme_->free_segments());
-  // All of them or none yet: a caller that waits may not come back for the rest.
-  if (nvme_->AnyVictimBeingWritten(missing)) return Room::kWait;
-  for (size_t i = 0; i < missing && EvictSegment(); ++i) continue;
-  if (nvme_->free_segments() == 0) return Room::kFull;
-  return nvme_->OpenNextSegment() ? Room::kOk : Room::kWait;
-}
-
-// REQUIRES: the victim is not being written.
-bool Placement::EvictSegment() {
-  const std::optional<SegmentIndex> victim = nvme_->Victim();
-  if (!victim) return false;
-  doomed_.clear();
-  nvme_->VisitBlocks(*victim, [&](EntryIndex entry) { doomed_.push_back(entry); });
-  for (EntryIndex entry : doomed_) {
-    const BlockEntry& block = directory_[entry];
-    const bool last_tier = block.slot(Pool::kHbm) == kNoSlot && block.slot(Pool::kDram) == kNoSlot;
-    if (last_tier) ++stats_.evicted_blocks;
-    DropNvmeCopy(entry);
-  }
-  nvme_->FreeSegment(*victim);
-  ++stats_.evicted_segments;
-  return true;
-}
-
-void Placement::DropNvmeCopy(EntryIndex entry) {
+// Takes a block that is going to NVMe out of its group; its place in the log stays, marked void.
+void Placement::VoidGroupBlock(EntryIndex entry) {
+  LeaveGroup(entry);
   BlockEntry& block = directory_[entry];
   Transition(block.nvme, CopyState::kEmpty);
   nvme_->Remove(block.page, block.retention == Retention::kOwned);
   block.page = kNoPage;
-  stuck_may_move_ = true;
-  // Transit is no tier: nothing would ever evict a copy there that NVMe does not double. Leases
-  // keep the slot.
-  if (block.slot(Pool::kTransit) != kNoSlot) DropCopy(entry, Pool::kTransit);
-  EraseIfGone(entry);
 }
 
-// Takes a block that is going to NVMe out of its group; its place in the log stays, marked void.
-void Placement::VoidGroupBlock(EntryIndex entry) {
+void Placement::LeaveGroup(EntryIndex entry) {
   for (WriteGroup& group : groups_) {
     if (!group.in_use) continue;
     for (WriteGroup::Block& block : group.blocks) {
-      if (block.entry == entry) block.entry = kNoEntry;
+      if (block.entry != entry) continue;
+      CountOwned(block, false);
+      block.entry = kNoEntry;
     }
   }
-  BlockEntry& block = directory_[entry];
-  Transition(block.nvme, CopyState::kEmpty);
-  nvme_->Remove(block.page, block.retention == Retention::kOwned);
-  block.page = kNoPage;
+}
+
+// A block that is rewritten counts where it is going from the start: victims must not depend on
+// when the write ends.
+void Placement::CountOwned(WriteGroup::Block& block, bool owned) {
+  if (!block.rewrites() || block.counted_owned == owned) return;
+  nvme_->SetOwned(block.page, owned);
+  block.counted_owned = owned;
 }
 
 std::optional<size_t> Placement::NextGroup() {
@@ -152,39 +148,60 @@ std::optional<size_t> Placement::NextGroup() {
   closed_groups_.erase(ready);
   for (WriteGroup::Block& block : groups_[index].blocks) {
     if (block.entry == kNoEntry) continue;
+    block.recorded = true;
     block.retention = directory_[block.entry].retention;
     const absl::Span<PageChecksum> made = table(block.source.pool).checksums(block.source.slot);
-    const absl::Span<PageChecksum> kept =
-        nvme_->checksums(directory_[block.entry].page, pages_per_block_);
+    const absl::Span<PageChecksum> kept = nvme_->checksums(block.page, pages_per_block_);
     std::copy(made.begin(), made.end(), kept.begin());
+    if (block.rewrites() && directory_[block.entry].key != kNoKey) {
+      nvme_->seal(block.page) = nvme_->seal(block.old_page);
+    }
   }
   return index;
 }
 
 void Placement::GroupWritten(size_t index, bool written) {
   WriteGroup& group = groups_[index];
-  nvme_->RemoveWriter(group.base);
-  for (const WriteGroup::Block& written_block : group.blocks) {
-    const EntryIndex entry = written_block.entry;
-    if (entry != kNoEntry) {
-      BlockEntry& block = directory_[entry];
-      if (written) {
-        Transition(block.nvme, CopyState::kResident);
-      } else {
-        Transition(block.nvme, CopyState::kEmpty);
-        nvme_->Remove(block.page, block.retention == Retention::kOwned);
-        block.page = kNoPage;
-        if (written_block.source.pool == Pool::kTransit) {
-          DropCopy(entry, Pool::kTransit);
-          if (!block.in_memory()) ++stats_.lost_blocks;
-          EraseIfGone(entry);
-        }
-      }
-    }
-    EndPin(written_block.source);
+  for (WriteGroup::Block& block : group.blocks) {
+    EndGroupBlock(block, written);
+    EndPin(block.source);
   }
+  nvme_->RemoveWriter(group.base);
   group.in_use = false;
   group.blocks.clear();
+}
+
+void Placement::EndGroupBlock(WriteGroup::Block& ended, bool written) {
+  if (written && ended.recorded) ++stats_.written_blocks;
+  CountOwned(ended, false);  // Place does it
+  if (ended.entry == kNoEntry) {
+    // Dropped after its header was encoded.
+    if (ended.recorded) nvme_->MarkDead(ended.page);
+    return;
+  }
+  BlockEntry& block = directory_[ended.entry];
+  const bool owned = block.retention == Retention::kOwned;
+  if (ended.rewrites()) {
+    block.rewrite = Rewrite::kNo;
+    if (!written) return;  // it stays where it is
+    nvme_->Remove(block.page, owned);
+    block.page = ended.page;
+    nvme_->Place(block.page, ended.entry, owned);
+    ++stats_.rewritten_blocks;
+  } else if (written) {
+    Transition(block.nvme, CopyState::kResident);
+  } else {
+    Transition(block.nvme, CopyState::kEmpty);
+    nvme_->Remove(block.page, owned);
+    block.page = kNoPage;
+    if (ended.source.pool == Pool::kTransit) {
+      DropCopy(ended.entry, Pool::kTransit);
+      if (!block.in_memory()) ++stats_.lost_blocks;
+      EraseIfGone(ended.entry);
+    }
+    return;
+  }
+  if (block.retention != ended.retention) nvme_->ReverseRetention(block.page);
 }
 
 bool Placement::WrittenUpTo(uint64_t generation) const {
@@ -197,7 +214,7 @@ bool Placement::WrittenUpTo(uint64_t generation) const {
 // worth of slots was taken. When all groups are in flight the caller waits: this is what slows it
 // down to the disk's speed, and it keeps the log independent of that speed.
 Room Placement::SelectAhead() {
-  if (!nvme_accepts_) return Room::kOk;
+  if (!nvme_accepts_ || !offload_allowed_) return Room::kOk;
   if (selected_.empty() && reserved_since_select_ >= nvme_->geometry().group_blocks) ChooseAhead();
   // Each is tried once, over all calls that have to wait: where NVMe has room for few, writing one
   // makes another dirty again, and choosing anew would never end.
@@ -272,9 +289,9 @@ Room Placement::SelectForFlush(EntryIndex entry) {
   }
   if (pool == Pool::kDram) return AddToGroup(entry, {pool, slot});
   // HBM is written by way of a transit slot.
-  if (table(Pool::kTransit).free_count() == 0) return EvictOne(Pool::kTransit);
   const Room room = OpenGroup();
   if (room != Room::kOk) return room;
+  if (table(Pool::kTransit).free_count() == 0) return NoRoom();
   Fill fill;
   fill.source = Fill::Source::kSlot;
   fill.slot = {pool, slot};

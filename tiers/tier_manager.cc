@@ -27,7 +27,10 @@ const char* PoolName(Pool pool) {
 
 TierManager::TierManager(const TierManagerOptions& options, std::unique_ptr<Placement> placement,
                          std::unique_ptr<SlotMemory> memory)
-    : options_(options), memory_(std::move(memory)), placement_(std::move(placement)) {}
+    : options_(options),
+      memory_(std::move(memory)),
+      placement_(std::move(placement)),
+      budget_(options.nvme_write_bytes_per_day) {}
 
 TierManager::~TierManager() {
   {
@@ -67,7 +70,11 @@ absl::Status TierManager::NoRoomError(absl::string_view what, size_t needed, Poo
   std::string message =
       absl::StrCat(what, ": ", needed, " slots needed in the ", PoolName(pool), ", ", available,
                    " of ", slots.size(), " can be had (the others are leased or in flight)");
-  if (needed <= available) absl::StrAppend(&message, "; owned blocks fill the tiers");
+  if (needed <= available && options_.nvme_write_bytes_per_day > 0) {
+    absl::StrAppend(&message, "; owned blocks fill the tiers, or the endurance budget is spent");
+  } else if (needed <= available) {
+    absl::StrAppend(&message, "; owned blocks fill the tiers");
+  }
   if (!nvme_error_.ok()) {
     absl::StrAppend(&message, "; the NVMe tier takes no writes: ", nvme_error_.message());
   }
@@ -94,13 +101,23 @@ absl::Status TierManager::PutOne(const BlockWrite& block) {
   absl::Span<PageChecksum> checksums;
   {
     absl::MutexLock lock(&mu_);
+    const KeyIndex key = block.space ? keys_.Current(*block.space) : kNoKey;
+    if (block.space && key == kNoKey) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("put: the key of namespace ", *block.space, " is not here"));
+    }
     for (int idle_rounds = 0, rounds = 0;; ++rounds) {
       const uint64_t seen = landings_;
+      FollowBudget();
       const Placement::PutReservation reservation =
-          placement_->ReservePut(block.id, block.retention);
+          placement_->ReservePut(block.id, block.retention, key);
       place = reservation.place;
       if (reservation.outcome == Placement::PutOutcome::kReserved) break;
       if (reservation.outcome == Placement::PutOutcome::kAlreadyHere) return absl::OkStatus();
+      if (reservation.outcome == Placement::PutOutcome::kLocked) {
+        return absl::FailedPreconditionError(
+            "put: the block is owned and sealed with a key that is not here");
+      }
       const bool wait = reservation.outcome == Placement::PutOutcome::kWait;
       idle_rounds = wait && AwaitProgress(seen) ? 0 : idle_rounds + 1;
       if (!wait || idle_rounds > kMaxIdleRounds || rounds > kMaxRounds) {
@@ -167,6 +184,7 @@ absl::StatusOr<Ticket> TierManager::FetchAsync(absl::Span<const BlockRead> reads
   if (absl::Status status = MakeItems(reads, items); !status.ok()) return status;
 
   absl::MutexLock lock(&mu_);
+  FollowBudget();
   const Room room = placement_->ReserveFetch(absl::MakeSpan(items), *target);
   StartTransfers();
   NudgeMover();
@@ -193,6 +211,7 @@ absl::StatusOr<Lease> TierManager::Fetch(absl::Span<const BlockRead> reads,
     absl::MutexLock lock(&mu_);
     for (int idle_rounds = 0, rounds = 0;; ++rounds) {
       const uint64_t seen = landings_;
+      FollowBudget();
       const Room room = placement_->ReserveFetch(absl::MakeSpan(items), *target);
       if (room == Room::kOk) break;
       const bool wait = room == Room::kWait;
@@ -295,6 +314,7 @@ size_t TierManager::Prefetch(absl::Span<const BlockId> ids, std::optional<Tier> 
   if (!pool.ok()) return 0;
   absl::MutexLock lock(&mu_);
   const size_t cap = std::max<size_t>(1, placement_->table(*pool).size() / 4);
+  FollowBudget();
   const size_t queued = placement_->ReservePrefetch(ids, *pool, cap);
   StartTransfers();
   NudgeMover();
@@ -371,11 +391,16 @@ TierStats TierManager::Stats() const {
     stats.nvme_peak_bytes = nvme->peak_bytes();
     stats.nvme_accepts_writes = placement_->nvme_accepts();
     stats.nvme_error = nvme_error_;
+    stats.nvme_health = Health();
+    stats.nvme_faults = faults_;
+    stats.recovery = recovery_;
     stats.nvme_read_error = nvme_read_error_;
   }
   stats.metadata_bytes = placement_->memory_bytes();
   stats.staging_bytes = placement_->table(Pool::kTransit).size() * options_.block_bytes +
                         headers_.size() + (coalescer_ == nullptr ? 0 : coalescer_->memory_bytes());
+  for (const UpkeepWrite& write : upkeep_writes_) stats.staging_bytes += write.bytes.size();
+  for (const GroupWrite& write : group_writes_) stats.staging_bytes += write.sealed.size();
   stats.device = device_info_;
   stats.copy_engine = memory_->copy_engine().name();
   return stats;

@@ -21,10 +21,12 @@
 #include "io/io_scheduler.h"
 #include "tiers/block_id.h"
 #include "tiers/flight.h"
+#include "tiers/key_ring.h"
 #include "tiers/lease.h"
 #include "tiers/placement.h"
 #include "tiers/slot_memory.h"
 #include "tiers/tier_options.h"
+#include "tiers/write_budget.h"
 
 namespace terrace {
 
@@ -32,6 +34,8 @@ struct BlockWrite {
   BlockId id;
   absl::Span<const std::byte> bytes;  // [block_bytes], host memory
   Retention retention = Retention::kCached;
+  // Encrypted on NVMe with the key of this namespace; nullopt: not encrypted.
+  std::optional<uint64_t> space = std::nullopt;
 };
 
 // A block, or a part of one.
@@ -82,12 +86,13 @@ class TierManager {
   static absl::StatusOr<std::unique_ptr<TierManager>> Open(const TierManagerOptions& options) {
     return Open(options, Parts());
   }
-  // Waits for transfers in flight. Blocks that no Flush covered may not be on NVMe afterwards.
+  // Waits for transfers in flight, and promises no more than the last Flush did.
   // REQUIRES: no lease or ticket is left.
   ~TierManager();
 
   // Stores blocks, in order; bytes are copied before it returns. A block that is known keeps its
-  // first bytes. kResourceExhausted when no room could be made for one; those before it are stored.
+  // first bytes. kResourceExhausted when no room could be made for one, kFailedPrecondition when
+  // the key of its namespace is not here; those before it are stored.
   absl::Status Put(absl::Span<const BlockWrite> blocks) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Starts bringing blocks to the target tier, all or none, and pins them there. Fails at once with
@@ -108,7 +113,8 @@ class TierManager {
   // Copies a served block of a lease to host memory: [bytes of that block]. REQUIRES: kServed.
   absl::Status CopyToHost(const LeasedBlock& block, absl::Span<std::byte> out) const;
 
-  // Forgets blocks: they are misses from now on. Leases on them stay valid.
+  // Forgets blocks: they are misses from now on, and after a restart too once a Flush came after it
+  // (the manifest says so then). Leases on them stay valid.
   void Drop(absl::Span<const BlockId> ids) ABSL_LOCKS_EXCLUDED(mu_);
   void SetRetention(absl::Span<const BlockId> ids, Retention retention) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -118,6 +124,20 @@ class TierManager {
   // there; the write or sync error once the tier has stopped taking writes; that of the copy engine
   // when a block could not leave HBM.
   absl::Status Flush() ABSL_LOCKS_EXCLUDED(mu_, flush_mu_);
+
+  // Gives the disk space of free segments back; they take it again when they are used, and that may
+  // fail then. kUnimplemented where the filesystem cannot.
+  absl::Status DiscardFree() ABSL_LOCKS_EXCLUDED(mu_);
+
+  // --- Encryption at rest ---
+  // Brings the key of a namespace: its blocks are sealed with it from now on (AES-256-GCM, before
+  // they reach the disk), and those that a reopened tier holds can be served. Until then they are
+  // misses that stay. kAlreadyExists while the namespace has another key, kFailedPrecondition
+  // without an NVMe tier, kResourceExhausted.
+  absl::Status AddKey(uint64_t space, CipherKey key) ABSL_LOCKS_EXCLUDED(mu_);
+  // Forgets the key, and drops every block of the namespace from all tiers: what is left of them on
+  // the disk cannot be read by anybody who has not got the key from elsewhere.
+  void DropKey(uint64_t space) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The fastest tier that holds the block; nullopt when none does. Not a use of the block.
   std::optional<Tier> Find(const BlockId& id) const ABSL_LOCKS_EXCLUDED(mu_);
@@ -139,6 +159,7 @@ class TierManager {
   static constexpr int kMaxIdleRounds = 3;
   // And waiting ends: transfers of others may go on for ever without making room here.
   static constexpr int kMaxRounds = 10000;
+  static constexpr size_t kUpkeepWrites = 4;
 
   friend class Lease;
   friend class Ticket;
@@ -156,16 +177,28 @@ class TierManager {
     IoRequest request;
     std::vector<iovec> vectors;
     absl::Span<std::byte> header;
+    AlignedBuffer sealed;  // [group_blocks, block_bytes] once there are keys
+    std::vector<bool> is_sealed;
+    int tries = 0;
   };
+  // A manifest record, a footer or a sync.
+  struct UpkeepWrite {
+    IoRequest request;
+    iovec vector = {};
+    AlignedBuffer bytes;
+    UpkeepTask task;
+    int tries = 0;
+  };
+  struct SealJob;
   using GroupBatch = absl::InlinedVector<IoRequest*, Placement::kWriteGroups>;
   // Requests that a thread waits for outside of any fill: superblocks, recovery, sync.
   struct Blocking {
     size_t left = 0;
     absl::Status status;
   };
-  // What IoRequest::context points at: one of the three above.
+  // What IoRequest::context points at: one of the above.
   struct Context {
-    enum class Kind : uint8_t { kFlight, kGroup, kBlocking } kind = Kind::kBlocking;
+    enum class Kind : uint8_t { kFlight, kGroup, kUpkeep, kBlocking } kind = Kind::kBlocking;
     size_t index = 0;
     Blocking* blocking = nullptr;
   };
@@ -183,10 +216,35 @@ class TierManager {
   void RegisterMemory(BlockDevice& device) const;
   // As many as the device can clone, up to a bound; none is a state that works.
   void OpenLanes(const BlockDevice& device) ABSL_LOCKS_EXCLUDED(mu_);
-  absl::Status WriteSuperblocks(const Superblock& superblock);
-  absl::Status Recover() ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status MakeQueues() ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status StartEmpty(const Superblock& superblock) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status WriteBlocking(uint64_t offset, absl::Span<const std::byte> bytes)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<std::optional<Superblock>> FindSuperblock() ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Recover(uint64_t epoch) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Sync() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status RunBlocking(absl::Span<IoRequest* const> requests) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // tier_manager_durable.cc
+  absl::Status WriteDirty() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  template <typename Condition>
+  absl::Status AwaitNvme(Condition condition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CollectUpkeep(GroupBatch& writes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EndGroup(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EndUpkeep(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Sends a failed write again if that may help.
+  bool RetryWrite(IoRequest& request, int& tries) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void StopNvmeWrites(const absl::Status& error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  NvmeHealth Health() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void SpendBudget(const IoRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void FollowBudget() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // tier_manager_keys.cc
+  bool NeedsSealing(size_t group) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Seals the blocks of a group that waits for it; false when none does.
+  bool SealGroup() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void PrepareToOpen(Flight& flight, const Fill& fill) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static bool OpenBlock(const Flight& flight);
 
   // tier_manager.cc
   absl::StatusOr<Pool> TargetPool(std::optional<Tier> target) const;
@@ -207,7 +265,8 @@ class TierManager {
   // tier_manager_move.cc. Those that require mu_ may release it in between.
   // Demand reads go to `lane`, if there is one, for DriveLane to submit, else to the scheduler.
   void StartTransfers(Lane* lane = nullptr) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void CollectReads(FlightBatch& demand, FlightBatch& prefetch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CollectReads(FlightBatch& demand, FlightBatch& prefetch, FlightBatch& rewrite)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void PrepareFlight(Flight& flight, Place target) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CollectGroups(GroupBatch& writes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void PrepareGroup(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -221,6 +280,9 @@ class TierManager {
   // Verifies, copies and lands some of what is ready; false when there was nothing.
   bool DoSomeWork(Lane* lane = nullptr) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool FinishArrived() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool ReadAgain(Flight& flight) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CountRead(const Flight& flight) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void StartFlight(Place place, FlightBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void VerifyAndCopyUp(absl::Span<Flight* const> flights) ABSL_LOCKS_EXCLUDED(mu_);
   bool RunCopies() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Works or sleeps until something landed since landings_ was `seen`, which may have made room.
@@ -238,9 +300,10 @@ class TierManager {
   AlignedBuffer headers_;  // [kWriteGroups, header bytes]
   std::vector<Context> flight_contexts_;
   std::vector<Context> group_contexts_;
+  std::vector<Context> upkeep_contexts_;
   std::unique_ptr<ReadCoalescer> coalescer_;
   DeviceInfo device_info_;
-  const BlockDevice* device_ = nullptr;  // the scheduler's, for the completion handler
+  BlockDevice* device_ = nullptr;  // the scheduler's, for the completion handler
 
   absl::Mutex flush_mu_ ABSL_ACQUIRED_BEFORE(mu_);  // one Flush at a time
 
@@ -253,6 +316,16 @@ class TierManager {
   // the blocks in it.
   std::vector<size_t> split_flights_ ABSL_GUARDED_BY(mu_);
   std::vector<GroupWrite> group_writes_ ABSL_GUARDED_BY(mu_);
+  std::vector<UpkeepWrite> upkeep_writes_ ABSL_GUARDED_BY(mu_);
+  std::vector<size_t> idle_upkeep_ ABSL_GUARDED_BY(mu_);
+  std::vector<size_t> unsealed_groups_ ABSL_GUARDED_BY(mu_);  // complete, to be encrypted
+  std::vector<size_t> sealed_groups_ ABSL_GUARDED_BY(mu_);    // to be written
+  KeyRing keys_ ABSL_GUARDED_BY(mu_);
+  WriteBudget budget_ ABSL_GUARDED_BY(mu_);
+  NvmeFaults faults_ ABSL_GUARDED_BY(mu_);
+  uint64_t reads_failed_in_a_row_ ABSL_GUARDED_BY(mu_) = 0;
+  bool nvme_abandoned_ ABSL_GUARDED_BY(mu_) = false;
+  RecoveryReport recovery_ ABSL_GUARDED_BY(mu_);
   absl::Status nvme_error_ ABSL_GUARDED_BY(mu_);
   absl::Status nvme_read_error_ ABSL_GUARDED_BY(mu_);  // the first
   absl::Status copy_error_ ABSL_GUARDED_BY(mu_);  // of the last batch that failed; Flush clears it

@@ -21,6 +21,9 @@ constexpr size_t kWorkBatch = 16;
 constexpr size_t kMinSplitReads = 24;
 constexpr size_t kHeldBackShare = 5;
 
+// A disk that fails so many reads in a row is given up: each of them may have taken its time.
+constexpr uint64_t kMaxReadFailures = 64;
+
 }  // namespace
 
 void TierManager::StartTransfers(Lane* lane) {
@@ -28,8 +31,10 @@ void TierManager::StartTransfers(Lane* lane) {
   GroupBatch writes;
   FlightBatch demand;
   FlightBatch prefetch;
+  FlightBatch rewrite;
   CollectGroups(writes);
-  CollectReads(demand, prefetch);
+  CollectUpkeep(writes);
+  CollectReads(demand, prefetch, rewrite);
   // Submitted under the lock, so that whoever joins a prefetch finds it where Raise can reach it.
   // The queue is sized for every flight and every group, so it never refuses.
   const auto submit = [this](IoClass io_class, absl::Span<IoRequest* const> batch) {
@@ -39,6 +44,9 @@ void TierManager::StartTransfers(Lane* lane) {
   };
   submit(IoClass::kOffload, writes);
   absl::InlinedVector<IoRequest*, 64> reads;
+  for (Flight* flight : rewrite) reads.push_back(&flight->request);
+  submit(IoClass::kOffload, reads);
+  reads.clear();
   for (Flight* flight : prefetch) reads.push_back(&flight->request);
   submit(IoClass::kPrefetch, reads);
   if (lane != nullptr) {
@@ -50,21 +58,26 @@ void TierManager::StartTransfers(Lane* lane) {
   submit(IoClass::kDemand, reads);
 }
 
-void TierManager::CollectReads(FlightBatch& demand, FlightBatch& prefetch) {
+void TierManager::CollectReads(FlightBatch& demand, FlightBatch& prefetch, FlightBatch& rewrite) {
+  // They have their slots already, and may be what others wait for.
+  while (!idle_flights_.empty()) {
+    const std::optional<Place> place = placement_->NextRewriteRead();
+    if (!place) break;
+    StartFlight(*place, rewrite);
+  }
   const bool may_bounce = options_.hbm_bytes > 0;
   while (!idle_flights_.empty()) {
     if (may_bounce && placement_->table(Pool::kTransit).free_count() == 0) break;
     const std::optional<Place> place =
         placement_->NextRead(/*allow_prefetch=*/prefetch_flights_ < flights_.size() / 2);
     if (!place) break;
-    Flight& flight = flights_[idle_flights_.back()];
-    idle_flights_.pop_back();
-    PrepareFlight(flight, *place);
-    if (flight.prefetch) ++prefetch_flights_;
-    (flight.prefetch ? prefetch : demand).push_back(&flight);
+    const bool hinted = placement_->table(place->pool).fill(place->slot).prefetch;
+    if (hinted) ++prefetch_flights_;
+    StartFlight(*place, hinted ? prefetch : demand);
   }
   coalescer_->Coalesce(demand);
   coalescer_->Coalesce(prefetch);
+  coalescer_->Coalesce(rewrite);
   for (const size_t index : split_flights_) {
     Flight& flight = flights_[index];
     coalescer_->PrepareAlone(flight);
@@ -73,12 +86,20 @@ void TierManager::CollectReads(FlightBatch& demand, FlightBatch& prefetch) {
   split_flights_.clear();
 }
 
+void TierManager::StartFlight(Place place, FlightBatch& batch) {
+  Flight& flight = flights_[idle_flights_.back()];
+  idle_flights_.pop_back();
+  PrepareFlight(flight, place);
+  batch.push_back(&flight);
+}
+
 void TierManager::PrepareFlight(Flight& flight, Place target) {
   const Fill& fill = placement_->table(target.pool).fill(target.slot);
   flight.target = target;
   flight.bounce = target.pool == Pool::kHbm ? placement_->TakeBounce() : std::nullopt;
   flight.checksums = placement_->nvme()->checksums(fill.page, fill.page_count);
   flight.prefetch = fill.prefetch;
+  flight.retried = false;
   flight.error = 0;
   flight.verified = false;
   flight.in_target = false;
@@ -89,12 +110,23 @@ void TierManager::PrepareFlight(Flight& flight, Place target) {
   flight.bytes = {
       memory_->Address(flight.bounce.value_or(target)) + size_t{fill.first_page} * kPageBytes,
       size_t{fill.page_count} * kPageBytes};
+  PrepareToOpen(flight, fill);
 }
 
 void TierManager::CollectGroups(GroupBatch& writes) {
+  const auto write = [&](size_t index) {
+    PrepareGroup(index);
+    writes.push_back(&group_writes_[index].request);
+  };
+  for (size_t index : sealed_groups_) write(index);
+  sealed_groups_.clear();
   while (const std::optional<size_t> index = placement_->NextGroup()) {
-    PrepareGroup(*index);
-    writes.push_back(&group_writes_[*index].request);
+    group_writes_[*index].is_sealed.assign(placement_->group(*index).blocks.size(), false);
+    if (NeedsSealing(*index)) {
+      unsealed_groups_.push_back(*index);
+    } else {
+      write(*index);
+    }
   }
 }
 
@@ -106,28 +138,39 @@ void TierManager::PrepareGroup(size_t index) {
   absl::InlinedVector<GroupRecord, 32> records;
   write.vectors.clear();
   write.vectors.push_back({write.header.data(), write.header.size()});
-  for (const WriteGroup::Block& block : group.blocks) {
+  for (size_t i = 0; i < group.blocks.size(); ++i) {
+    const WriteGroup::Block& block = group.blocks[i];
     GroupRecord record;
     record.valid = block.entry != kNoEntry;
     if (record.valid) {
       const BlockEntry& entry = placement_->directory()[block.entry];
       record.id = entry.id;
       record.retention = block.retention;
-      record.checksums = nvme.checksums(entry.page, placement_->pages_per_block());
+      record.checksums = nvme.checksums(block.page, placement_->pages_per_block());
+      if (entry.key != kNoKey) {
+        record.key = keys_.name(entry.key);
+        record.seal = nvme.seal(block.page);
+      }
     }
     records.push_back(record);
-    write.vectors.push_back({memory_->Address(block.source), options_.block_bytes});
+    std::byte* const bytes = write.is_sealed[i] ? write.sealed.data() + i * options_.block_bytes
+                                                : memory_->Address(block.source);
+    write.vectors.push_back({bytes, options_.block_bytes});
   }
   EncodeGroupHeader(nvme.geometry(),
                     {.epoch = nvme.epoch(),
                      .generation = group.generation,
+                     .segment_generation = group.segment_generation,
                      .base_page = static_cast<uint32_t>(group.base),
                      .block_count = static_cast<uint32_t>(group.blocks.size())},
                     records, write.header);
+  nvme.KeepHeader(group.base, write.header);
   write.request.op = IoOp::kWrite;
   write.request.offset = static_cast<uint64_t>(group.base) * kPageBytes;
   write.request.buffers = write.vectors;
+  write.tries = 1;
   Reset(write.request);
+  SpendBudget(write.request);
 }
 
 TierManager::Lane* TierManager::TakeLane() {
@@ -166,8 +209,10 @@ bool TierManager::DriveLane(Lane& lane) {
 void TierManager::EndRead(Flight& first) {
   const bool shared = first.next != nullptr;
   const int error = first.request.error;
-  if (!shared && error != 0 && nvme_read_error_.ok()) {
-    nvme_read_error_ = device_->StatusOf(first.request);
+  if (error != 0) ++faults_.failed_reads;
+  if (!shared && error != 0) {
+    if (ReadAgain(first)) return;
+    if (nvme_read_error_.ok()) nvme_read_error_ = device_->StatusOf(first.request);
   }
   std::vector<size_t>& ended = shared && error != 0 ? split_flights_ : arrived_flights_;
   for (Flight* flight = &first; flight != nullptr; flight = flight->next) {
@@ -176,8 +221,30 @@ void TierManager::EndRead(Flight& first) {
   }
 }
 
+// A second try alone: what failed may have been on the way.
+bool TierManager::ReadAgain(Flight& flight) {
+  if (flight.retried) return false;
+  flight.retried = true;
+  flight.next = nullptr;
+  split_flights_.push_back(flight.index);
+  return true;
+}
+
+void TierManager::CountRead(const Flight& flight) {
+  if (flight.verified) {
+    reads_failed_in_a_row_ = 0;
+    if (flight.retried) ++faults_.mended_reads;
+    return;
+  }
+  if (flight.error != 0 && ++reads_failed_in_a_row_ >= kMaxReadFailures && !nvme_abandoned_) {
+    nvme_abandoned_ = true;
+    StopNvmeWrites(nvme_read_error_);
+    placement_->AbandonNvme();
+  }
+}
+
 bool TierManager::DoSomeWork(Lane* lane) {
-  const bool worked = FinishArrived() || RunCopies();
+  const bool worked = FinishArrived() || RunCopies() || SealGroup();
   if (!worked) return false;
   ++landings_;
   StartTransfers(lane);
@@ -201,6 +268,11 @@ bool TierManager::FinishArrived() {
   mu_.Lock();
   for (size_t index : taken) {
     Flight& flight = flights_[index];
+    if (!flight.verified && flight.error == 0) {
+      ++(flight.unopened ? faults_.unopened_blocks : faults_.corrupt_reads);
+      if (ReadAgain(flight)) continue;
+    }
+    CountRead(flight);
     if (flight.bounce) placement_->ReturnBounce(*flight.bounce);
     if (flight.in_target) {
       if (flight.bounce) hbm_copied_bytes_ += flight.bytes.iov_len;
@@ -210,6 +282,7 @@ bool TierManager::FinishArrived() {
     }
     if (flight.prefetch) --prefetch_flights_;
     flight.prefetch = false;
+    flight.cipher.reset();
     idle_flights_.push_back(index);
   }
   return true;
@@ -222,6 +295,8 @@ void TierManager::VerifyAndCopyUp(absl::Span<Flight* const> flights) {
                                             flight->bytes.iov_len);
     flight->verified = flight->error == 0 &&
                        FirstCorruptPage(bytes, flight->checksums) == flight->checksums.size();
+    flight->unopened = flight->verified && flight->cipher != nullptr && !OpenBlock(*flight);
+    flight->verified = flight->verified && !flight->unopened;
     flight->in_target = flight->verified;
     if (!flight->verified || !flight->bounce) continue;
     copies.push_back({.source = bytes.data(),
@@ -290,7 +365,9 @@ void TierManager::RaisePrefetches(absl::Span<const FetchItem> items) {
 }
 
 void TierManager::NudgeMover() {
-  if (arrived_flights_.empty() && placement_->queued_copies() == 0) return;
+  if (arrived_flights_.empty() && placement_->queued_copies() == 0 && unsealed_groups_.empty()) {
+    return;
+  }
   if (waiters_ > 0) {
     progress_.SignalAll();
   } else {
@@ -306,15 +383,12 @@ void TierManager::OnCompletions(absl::Span<IoRequest* const> done) {
       case Context::Kind::kFlight:
         EndRead(flights_[context.index]);
         break;
-      case Context::Kind::kGroup: {
-        const absl::Status status = device_->StatusOf(*request);
-        if (!status.ok()) {
-          placement_->StopNvmeWrites();
-          nvme_error_.Update(status);
-        }
-        placement_->GroupWritten(context.index, status.ok());
+      case Context::Kind::kGroup:
+        EndGroup(context.index);
         break;
-      }
+      case Context::Kind::kUpkeep:
+        EndUpkeep(context.index);
+        break;
       case Context::Kind::kBlocking:
         context.blocking->status.Update(device_->StatusOf(*request));
         --context.blocking->left;

@@ -1,25 +1,20 @@
 // TierManager: opening, the tier directory, flush and other requests that a thread waits for.
 
-#include <sys/stat.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <new>
-#include <random>
 #include <system_error>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "io/check.h"
 #include "tiers/nvme_recovery.h"
+#include "tiers/tier_file.h"
 #include "tiers/tier_manager.h"
 
 namespace terrace {
 namespace {
-
-constexpr absl::string_view kFileName = "terrace.kv";
 
 // Memory of the staging pool, and its bounds in slots.
 constexpr size_t kTransitBytes = size_t{8} << 20;
@@ -30,10 +25,6 @@ constexpr size_t kFlights = 256;          // NVMe reads queued or in flight at o
 constexpr size_t kLanes = 4;              // threads that drive their own reads at once
 constexpr size_t kBlockingRequests = 64;  // of recovery, the largest user of RunBlocking
 
-std::string TierFile(absl::string_view directory) {
-  return absl::StrCat(directory, absl::EndsWith(directory, "/") ? "" : "/", kFileName);
-}
-
 PlacementOptions MakePlacementOptions(const TierManagerOptions& options) {
   PlacementOptions placement;
   placement.block_bytes = options.block_bytes;
@@ -42,114 +33,11 @@ PlacementOptions MakePlacementOptions(const TierManagerOptions& options) {
   placement.slots[static_cast<size_t>(Pool::kDram)] = options.dram_bytes / options.block_bytes;
   if (options.nvme_bytes == 0) return placement;
   placement.nvme = *PlanNvmeGeometry(options.nvme_bytes, options.block_bytes);
+  placement.hot_share = 1 - 1 / options.max_write_amplification;
   // Room for the sources of one group at least, and for reads beside it.
   placement.slots[static_cast<size_t>(Pool::kTransit)] =
       std::clamp(kTransitBytes / options.block_bytes, kMinTransitSlots, kMaxTransitSlots);
   return placement;
-}
-
-bool AllZero(absl::Span<const std::byte> bytes) {
-  return std::all_of(bytes.begin(), bytes.end(),
-                     [](std::byte byte) { return byte == std::byte{}; });
-}
-
-// Superblock of an existing tier file, read without changing anything; nullopt when the file does
-// not exist, is empty, or was being made when its process died.
-absl::StatusOr<std::optional<Superblock>> InspectTierFile(const std::string& path) {
-  struct stat info = {};
-  if (stat(path.c_str(), &info) != 0) {
-    if (errno == ENOENT) return std::nullopt;
-    return absl::ErrnoToStatus(errno, absl::StrCat("cannot look at ", path));
-  }
-  if (S_ISREG(info.st_mode) && info.st_size == 0) return std::nullopt;
-  FileDeviceOptions options;
-  options.path = path;
-  options.read_only = true;
-  options.direct_io = false;
-  options.engine = IoEngine::kThreads;
-  absl::StatusOr<std::unique_ptr<BlockDevice>> device = OpenFileDevice(options);
-  if (!device.ok()) return device.status();
-  absl::StatusOr<AlignedBuffer> page = AlignedBuffer::Create(kPageBytes);
-  if (!page.ok()) return page.status();
-  absl::Status problem;  // the first
-  bool blank = true;
-  for (uint32_t copy = 0; copy < kSuperblockPages; ++copy) {
-    const iovec vector = {page->data(), kPageBytes};
-    IoRequest request;
-    request.offset = copy * kPageBytes;
-    request.buffers = absl::MakeConstSpan(&vector, 1);
-    IoRequest* batch[] = {&request};
-    const absl::Status read = RunBatch(**device, batch);
-    blank = blank && read.ok() && AllZero(page->span());
-    problem.Update(read);
-    if (!read.ok()) continue;
-    const absl::StatusOr<Superblock> superblock = DecodeSuperblock(page->span());
-    if (superblock.ok()) return *superblock;
-    problem.Update(superblock.status());
-    if (absl::IsInvalidArgument(superblock.status())) break;  // another version: do not guess
-  }
-  if (blank) return std::nullopt;
-  return absl::InvalidArgumentError(absl::StrCat(
-      path,
-      " is not a tier file that this build can use, and was left as it is: ", problem.message()));
-}
-
-absl::Status CheckReusable(const std::string& path, const Superblock& found,
-                           const NvmeGeometry& wanted, const TierManagerOptions& options) {
-  const auto mismatch = [&](absl::string_view what, uint64_t has, uint64_t asked) {
-    return absl::InvalidArgumentError(absl::StrCat(path, " was made with ", what, " ", has,
-                                                   ", this run asks for ", asked,
-                                                   "; it was left as it is"));
-  };
-  if (found.block_bytes != options.block_bytes) {
-    return mismatch("a block size of", found.block_bytes, options.block_bytes);
-  }
-  if (found.model_fingerprint != options.model_fingerprint) {
-    return mismatch("model fingerprint", found.model_fingerprint, options.model_fingerprint);
-  }
-  if (!(found.geometry == wanted)) {
-    return mismatch("a capacity of", found.geometry.total_bytes(), wanted.total_bytes());
-  }
-  return absl::OkStatus();
-}
-
-// A new epoch makes everything that an earlier use left in the file unrecognisable.
-uint64_t DrawEpoch() {
-  std::random_device random;
-  return (uint64_t{random()} << 32) | random();
-}
-
-struct OpenedTier {
-  std::unique_ptr<BlockDevice> device;
-  std::optional<Superblock> found;  // what to recover from
-};
-
-absl::StatusOr<OpenedTier> OpenTierFile(const TierManagerOptions& options,
-                                        const NvmeGeometry& geometry) {
-  if (options.nvme_dir.empty()) {
-    return absl::InvalidArgumentError("nvme_dir is empty: an NVMe tier needs a directory");
-  }
-  FileDeviceOptions file;
-  file.path = TierFile(options.nvme_dir);
-  file.size_bytes = geometry.total_bytes();
-  file.create = true;
-  file.direct_io = options.direct_io;
-  file.engine = options.engine;
-  file.depth = options.io_depth;
-
-  absl::StatusOr<std::optional<Superblock>> found = InspectTierFile(file.path);
-  if (!found.ok()) return found.status();
-  OpenedTier opened;
-  if (options.reuse && *found) {
-    const absl::Status status = CheckReusable(file.path, **found, geometry, options);
-    if (!status.ok()) return status;
-    opened.found = **found;
-  }
-  file.truncate = !opened.found;
-  absl::StatusOr<std::unique_ptr<BlockDevice>> device = OpenFileDevice(file);
-  if (!device.ok()) return device.status();
-  opened.device = *std::move(device);
-  return opened;
 }
 
 }  // namespace
@@ -172,15 +60,16 @@ absl::StatusOr<std::unique_ptr<TierManager>> TierManager::OpenTiers(
   if (!status.ok()) return status;
   PlacementOptions placement_options = MakePlacementOptions(options);
   OpenedTier tier;
+  const bool injected_device = parts.device != nullptr;
   if (placement_options.nvme) {
-    if (parts.device != nullptr) {
+    if (injected_device) {
       tier.device = std::move(parts.device);
     } else {
       absl::StatusOr<OpenedTier> opened = OpenTierFile(options, *placement_options.nvme);
       if (!opened.ok()) return opened.status();
       tier = *std::move(opened);
     }
-    placement_options.epoch = tier.found ? tier.found->epoch : DrawEpoch();
+    placement_options.epoch = DrawEpoch();
   }
   if (parts.copy_engine == nullptr) parts.copy_engine = MakeHostCopyEngine();
   auto memory = SlotMemory::Create(options.block_bytes, placement_options.slots,
@@ -194,11 +83,16 @@ absl::StatusOr<std::unique_ptr<TierManager>> TierManager::OpenTiers(
   if (tier.device != nullptr) {
     status = manager->AttachDevice(std::move(tier.device));
     if (!status.ok()) return status;
-    status = tier.found ? manager->Recover()
-                        : manager->WriteSuperblocks({.geometry = *placement_options.nvme,
-                                                     .block_bytes = options.block_bytes,
-                                                     .model_fingerprint = options.model_fingerprint,
-                                                     .epoch = placement_options.epoch});
+    if (injected_device && options.reuse) {
+      absl::StatusOr<std::optional<Superblock>> found = manager->FindSuperblock();
+      if (!found.ok()) return found.status();
+      tier.found = *found;
+    }
+    status = tier.found ? manager->Recover(tier.found->epoch)
+                        : manager->StartEmpty({.geometry = *placement_options.nvme,
+                                               .block_bytes = options.block_bytes,
+                                               .model_fingerprint = options.model_fingerprint,
+                                               .epoch = placement_options.epoch});
     if (!status.ok()) return status;
   }
   manager->mover_ = std::thread([raw = manager.get()] { raw->RunMover(); });
@@ -211,8 +105,23 @@ absl::Status TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
   RegisterMemory(*device);
   device_ = device.get();
   device_info_ = device->info();
+  if (absl::Status status = MakeQueues(); !status.ok()) return status;
+  IoSchedulerOptions options;
+  // Some depth is left to write-back however many reads there are: reads may wait for its room.
+  const size_t depth = device_info_.depth;
+  options.class_depth[static_cast<size_t>(IoClass::kDemand)] =
+      depth - std::min<size_t>(8, depth / 4);
+  options.queue_capacity = kFlights + Placement::kWriteGroups + kUpkeepWrites + kBlockingRequests;
+  scheduler_ = std::make_unique<IoScheduler>(
+      std::move(device), options,
+      [this](absl::Span<IoRequest* const> done) { OnCompletions(done); });
+  return absl::OkStatus();
+}
+
+absl::Status TierManager::MakeQueues() {
   flight_contexts_.resize(kFlights);
   group_contexts_.resize(Placement::kWriteGroups);
+  upkeep_contexts_.resize(kUpkeepWrites);
   {
     absl::MutexLock lock(&mu_);
     const NvmeGeometry& geometry = placement_->nvme()->geometry();
@@ -242,16 +151,17 @@ absl::Status TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
       group_writes_[i].header = headers_.span().subspan(i * header_bytes, header_bytes);
       group_writes_[i].vectors.reserve(geometry.group_blocks + 1);
     }
+    upkeep_writes_.resize(kUpkeepWrites);
+    for (size_t i = 0; i < kUpkeepWrites; ++i) {
+      absl::StatusOr<AlignedBuffer> bytes = AlignedBuffer::Create(
+          size_t{std::max(geometry.manifest_pages, geometry.footer_pages)} * kPageBytes);
+      if (!bytes.ok()) return bytes.status();
+      upkeep_writes_[i].bytes = *std::move(bytes);
+      upkeep_contexts_[i] = {.kind = Context::Kind::kUpkeep, .index = i};
+      upkeep_writes_[i].request.context = &upkeep_contexts_[i];
+      idle_upkeep_.push_back(i);
+    }
   }
-  IoSchedulerOptions options;
-  // Some depth is left to write-back however many reads there are: reads may wait for its room.
-  const size_t depth = device_info_.depth;
-  options.class_depth[static_cast<size_t>(IoClass::kDemand)] =
-      depth - std::min<size_t>(8, depth / 4);
-  options.queue_capacity = kFlights + Placement::kWriteGroups + kBlockingRequests;
-  scheduler_ = std::make_unique<IoScheduler>(
-      std::move(device), options,
-      [this](absl::Span<IoRequest* const> done) { OnCompletions(done); });
   return absl::OkStatus();
 }
 
@@ -287,31 +197,82 @@ void TierManager::OpenLanes(const BlockDevice& device) {
   }
 }
 
-absl::Status TierManager::WriteSuperblocks(const Superblock& superblock) {
-  absl::StatusOr<AlignedBuffer> page = AlignedBuffer::Create(kPageBytes);
-  if (!page.ok()) return page.status();
-  EncodeSuperblock(superblock, page->span());
-  const iovec vector = {page->data(), kPageBytes};
-  std::vector<IoRequest> requests(kSuperblockPages);
-  std::vector<IoRequest*> batch;
+// The new epoch first, which is the end of everything older; then a blank manifest.
+absl::Status TierManager::StartEmpty(const Superblock& superblock) {
+  const NvmeGeometry& geometry = superblock.geometry;
+  constexpr uint64_t kPieceBytes = uint64_t{1} << 20;
+  absl::StatusOr<AlignedBuffer> bytes = AlignedBuffer::Create(kPieceBytes);
+  if (!bytes.ok()) return bytes.status();
+  const absl::Span<std::byte> page = bytes->span().first(kPageBytes);
+  EncodeSuperblock(superblock, page);
   for (uint32_t copy = 0; copy < kSuperblockPages; ++copy) {
-    requests[copy].op = IoOp::kWrite;
-    requests[copy].offset = copy * kPageBytes;
-    requests[copy].buffers = absl::MakeConstSpan(&vector, 1);
-    batch.push_back(&requests[copy]);
+    const absl::Status status = WriteBlocking(copy * kPageBytes, page);
+    if (!status.ok()) return status;
   }
-  const absl::Status written = RunBlocking(batch);
-  return written.ok() ? Sync() : written;
+  if (absl::Status synced = Sync(); !synced.ok()) return synced;
+  std::fill(page.begin(), page.end(), std::byte{});
+  for (uint64_t at = kSuperblockPages * kPageBytes; at < geometry.log_start() * kPageBytes;) {
+    const uint64_t piece = std::min(kPieceBytes, geometry.log_start() * kPageBytes - at);
+    const absl::Status status = WriteBlocking(at, bytes->span().first(piece));
+    if (!status.ok()) return status;
+    at += piece;
+  }
+  return Sync();
 }
 
-absl::Status TierManager::Recover() {
+absl::Status TierManager::WriteBlocking(uint64_t offset, absl::Span<const std::byte> bytes) {
+  const iovec vector = {const_cast<std::byte*>(bytes.data()), bytes.size()};
+  IoRequest request;
+  request.op = IoOp::kWrite;
+  request.offset = offset;
+  request.buffers = absl::MakeConstSpan(&vector, 1);
+  IoRequest* batch[] = {&request};
+  return RunBlocking(batch);
+}
+
+absl::StatusOr<std::optional<Superblock>> TierManager::FindSuperblock() {
+  absl::StatusOr<std::optional<Superblock>> found = ReadSuperblock(
+      [this](absl::Span<IoRequest* const> batch) { return RunBlocking(batch); }, "the device");
+  if (!found.ok() || !*found) return found;
+  const absl::Status usable = CheckReusable(
+      "the device", **found,
+      [this] {
+        absl::MutexLock lock(&mu_);
+        return placement_->nvme()->geometry();
+      }(),
+      options_);
+  if (!usable.ok()) return usable;
+  return found;
+}
+
+absl::Status TierManager::Recover(uint64_t epoch) {
+  const absl::Time start = absl::Now();
   // Nobody else knows this manager yet, so the lock protects nothing while it is let go for I/O.
-  Placement* const placement = [this] {
+  Placement* placement = nullptr;
+  KeyRing* keys = nullptr;
+  {
     absl::MutexLock lock(&mu_);
-    return &*placement_;
-  }();
-  return RecoverNvme([this](absl::Span<IoRequest* const> batch) { return RunBlocking(batch); },
-                     *placement);
+    placement = &*placement_;
+    keys = &keys_;
+    placement->nvme()->SetEpoch(epoch);
+  }
+  NvmeReader reader([this](absl::Span<IoRequest* const> batch) { return RunBlocking(batch); });
+  absl::StatusOr<RecoveryReport> report = RecoverNvme(
+      reader,
+      [&](const KeyName& name) {
+        const KeyIndex key = keys->IndexOf(name);
+        placement->SetKeyReady(key, false);
+        return key;
+      },
+      *placement);
+  if (!report.ok()) return report.status();
+  // What was read may have been in the disk's cache alone; from here on it is relied upon.
+  if (absl::Status synced = Sync(); !synced.ok()) return synced;
+  absl::MutexLock lock(&mu_);
+  recovery_ = *report;
+  recovery_.seconds = absl::ToDoubleSeconds(absl::Now() - start);
+  StartTransfers();
+  return absl::OkStatus();
 }
 
 absl::Status TierManager::RunBlocking(absl::Span<IoRequest* const> requests) {
@@ -333,47 +294,6 @@ absl::Status TierManager::Sync() {
   request.op = IoOp::kSync;
   IoRequest* batch[] = {&request};
   return RunBlocking(batch);
-}
-
-absl::Status TierManager::Flush() {
-  if (scheduler_ == nullptr) {
-    return absl::FailedPreconditionError("flush: there is no NVMe tier to flush to");
-  }
-  absl::MutexLock one_flush(&flush_mu_);
-  {
-    absl::MutexLock lock(&mu_);
-    copy_error_ = absl::OkStatus();
-    Placement::FlushCursor cursor = placement_->BeginFlush();
-    for (int idle_rounds = 0;;) {
-      const uint64_t seen = landings_;
-      const Room room = placement_->SelectDirty(cursor);
-      if (room == Room::kOk) break;
-      const bool wait = room == Room::kWait;
-      idle_rounds = wait && AwaitProgress(seen) ? 0 : idle_rounds + 1;
-      if (wait && idle_rounds <= kMaxIdleRounds) continue;
-      StartTransfers();
-      return nvme_error_.ok() ? absl::ResourceExhaustedError(
-                                    "flush: owned blocks leave no room in the NVMe tier")
-                              : nvme_error_;
-    }
-    const uint64_t generation = placement_->last_generation();
-    StartTransfers();
-    ++waiters_;
-    while (!placement_->WrittenUpTo(generation)) {
-      if (!DoSomeWork()) progress_.Wait(&mu_);
-    }
-    --waiters_;
-    NudgeMover();
-    if (!nvme_error_.ok()) return nvme_error_;
-    if (!copy_error_.ok()) return copy_error_;
-  }
-  const absl::Status synced = Sync();
-  if (synced.ok()) return synced;
-  // The kernel and the disk may forget a write whose sync failed, and report success ever after.
-  absl::MutexLock lock(&mu_);
-  placement_->StopNvmeWrites();
-  nvme_error_.Update(synced);
-  return synced;
 }
 
 }  // namespace terrace

@@ -25,6 +25,22 @@ constexpr uint64_t kMaxCoalescedBytes = uint64_t{64} << 20;
 
 }  // namespace
 
+const char* NvmeHealthName(NvmeHealth health) {
+  switch (health) {
+    case NvmeHealth::kAbsent:
+      return "absent";
+    case NvmeHealth::kHealthy:
+      return "healthy";
+    case NvmeHealth::kDegraded:
+      return "degraded";
+    case NvmeHealth::kReadOnly:
+      return "read-only";
+    case NvmeHealth::kOutOfService:
+      return "out of service";
+  }
+  return "?";
+}
+
 void TierManagerOptions::FollowProfile(const DeviceProfile& profile) {
   constexpr size_t kMinDepth = 16;
   constexpr size_t kMaxDepth = 256;
@@ -56,6 +72,10 @@ absl::Status TierManagerOptions::Validate() const {
   if (!geometry.ok()) {
     return absl::InvalidArgumentError(
         absl::StrCat("nvme_bytes is ", nvme_bytes, ": ", geometry.status().message()));
+  }
+  if (!(max_write_amplification >= 1 && max_write_amplification <= 8)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "max_write_amplification is ", max_write_amplification, ": must be from 1 to 8"));
   }
   if (coalesce_gap_bytes > DeviceProfile::kMaxGapBytes) {
     return absl::InvalidArgumentError(absl::StrCat("coalesce_gap_bytes is ", coalesce_gap_bytes,

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "io/block_device.h"
 #include "io/device_profile.h"
+#include "tiers/nvme_recovery.h"
 #include "tiers/placement.h"
 #include "tiers/tier.h"
 
@@ -47,6 +48,17 @@ struct TierManagerOptions {
   uint64_t coalesce_gap_bytes = DeviceProfile::kDefaultGapBytes;
   uint64_t coalesce_read_bytes = DeviceProfile::kDefaultRequestBytes;
 
+  // Bytes written to NVMe for a byte that is new there, from 1 to 8: what this allows above 1 keeps
+  // blocks that were fetched since they were written when their segment is evicted, by writing them
+  // anew. Owned blocks are always kept so, up to 8.
+  double max_write_amplification = kDefaultWriteAmplification;
+  static constexpr double kDefaultWriteAmplification = 1.5;
+
+  // Endurance: bytes that may be written to NVMe a day; 0 means no limit. Beyond it, cached blocks
+  // are evicted from memory without being written. Owned blocks and what a Flush writes go on, and
+  // are paid back by writing less afterwards. An hour's share may come at once.
+  uint64_t nvme_write_bytes_per_day = 0;
+
   std::string policy = "lru";
 
   // Sets what suits the disk of the NVMe tier: io_depth, within 16 to 256 so that write-back keeps
@@ -56,6 +68,28 @@ struct TierManagerOptions {
 
   // kInvalidArgument naming the field, its value and its limit.
   absl::Status Validate() const;
+};
+
+enum class NvmeHealth : uint8_t {
+  kAbsent,        // there is no such tier
+  kHealthy,       // no fault so far
+  kDegraded,      // faults were met, and dealt with
+  kReadOnly,      // takes no writes any more; what it holds is served
+  kOutOfService,  // neither
+};
+// "absent", "healthy", "degraded", "read-only", "out of service".
+const char* NvmeHealthName(NvmeHealth health);
+
+// What went wrong with the disk under the NVMe tier so far. A read that fails or brings wrong bytes
+// is tried once more; a write that fails with EIO twice more. Then the block is lost, and counted,
+// or the tier takes no more writes.
+struct NvmeFaults {
+  uint64_t failed_reads = 0;     // tries
+  uint64_t corrupt_reads = 0;    // tries whose bytes had another checksum
+  uint64_t mended_reads = 0;     // blocks that the second try brought
+  uint64_t unopened_blocks = 0;  // encrypted blocks that are not what was sealed
+  uint64_t failed_writes = 0;    // tries
+  uint64_t failed_syncs = 0;
 };
 
 struct TierStats {
@@ -72,12 +106,17 @@ struct TierStats {
   uint64_t hbm_copied_bytes = 0;  // both directions
   uint64_t nvme_peak_bytes = 0;   // most of the file that ever held data
   bool nvme_accepts_writes = false;
+  NvmeHealth nvme_health = NvmeHealth::kAbsent;
+  NvmeFaults nvme_faults;
+  RecoveryReport recovery;       // what reopening found
   absl::Status nvme_error;       // why not; OK when there is no such tier
   absl::Status nvme_read_error;  // the first read that failed; its blocks are among lost_blocks
 
   uint64_t metadata_bytes = 0;  // directory, slot tables, checksums
-  uint64_t staging_bytes = 0;   // the transit pool, group headers, and gaps between blocks read
-  DeviceInfo device;            // engine kMemory and an empty path without an NVMe tier
+  // The transit pool, what is written besides blocks, gaps between blocks read, and where blocks
+  // are encrypted.
+  uint64_t staging_bytes = 0;
+  DeviceInfo device;  // engine kMemory and an empty path without an NVMe tier
   std::string copy_engine;
 };
 

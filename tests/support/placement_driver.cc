@@ -67,6 +67,12 @@ void PlacementDriver::Start() {
     }
     in_flight_.push_back(transfer);
   }
+  while (const std::optional<UpkeepTask> task = placement_->NextUpkeep()) {
+    in_flight_.push_back({.kind = Transfer::Kind::kUpkeep, .task = *task});
+  }
+  while (const std::optional<Place> place = placement_->NextRewriteRead()) {
+    in_flight_.push_back({.kind = Transfer::Kind::kRead, .place = *place});
+  }
   const bool may_bounce = placement_->table(Pool::kHbm).size() > 0;
   while (!may_bounce || placement_->table(Pool::kTransit).free_count() > 0) {
     const std::optional<Place> place = placement_->NextRead(/*allow_prefetch=*/true);
@@ -134,6 +140,9 @@ void PlacementDriver::Finish(size_t index) {
       WriteWords(transfer);
       placement_->GroupWritten(transfer.group, true);
       break;
+    case Transfer::Kind::kUpkeep:
+      placement_->UpkeepDone(transfer.task);
+      break;
   }
 }
 
@@ -142,6 +151,8 @@ void PlacementDriver::Fail(size_t index) {
   if (transfer.kind == Transfer::Kind::kGroup) {
     placement_->StopNvmeWrites();
     placement_->GroupWritten(transfer.group, false);
+  } else if (transfer.kind == Transfer::Kind::kUpkeep) {
+    placement_->StopNvmeWrites();
   } else {
     placement_->FillFailed(transfer.place, transfer.kind == Transfer::Kind::kRead);
   }
@@ -195,7 +206,8 @@ bool PlacementDriver::AwaitLanding(const FetchItem& item) {
       return false;
     }
     const auto own = std::find_if(in_flight_.begin(), in_flight_.end(), [&](const Transfer& t) {
-      return t.kind != Transfer::Kind::kGroup && t.place == item.place;
+      const bool fill = t.kind != Transfer::Kind::kGroup && t.kind != Transfer::Kind::kUpkeep;
+      return fill && t.place == item.place;
     });
     own == in_flight_.end() ? FinishAny() : Finish(own - in_flight_.begin());
   }

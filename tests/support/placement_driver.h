@@ -25,12 +25,13 @@ class PlacementDriver {
     kLate,    // when a call cannot go on, and then one of them, any one
   };
   struct Transfer {
-    enum class Kind : uint8_t { kPut, kRead, kCopy, kGroup } kind = Kind::kPut;
+    enum class Kind : uint8_t { kPut, kRead, kCopy, kGroup, kUpkeep } kind = Kind::kPut;
     Place place = {};
     std::optional<Place> bounce = {};
     size_t group = 0;
     std::vector<std::optional<BlockId>> written =
         {};  // kGroup: by place in the group, as submitted
+    UpkeepTask task = {};
   };
 
   PlacementDriver(const PlacementOptions& options, Pace pace, uint64_t seed);

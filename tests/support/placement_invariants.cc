@@ -48,8 +48,11 @@ class Inspection {
         const bool is_filling = slots.state(block.source.slot) == CopyState::kFilling;
         if (is_filling && slots.fill(block.source.slot).group == i) ++filling;
         if (block.entry == kNoEntry) continue;
-        Expect(placement_.directory()[block.entry].slot(block.source.pool) == block.source.slot,
-               "group ", i, " writes a block from ", Name(block.source.pool, block.source.slot),
+        const BlockEntry& entry = placement_.directory()[block.entry];
+        Expect(!block.rewrites() || entry.page == block.old_page, "group ", i,
+               " rewrites a block that is elsewhere");
+        Expect(block.rewrites() || entry.slot(block.source.pool) == block.source.slot, "group ", i,
+               " writes a block from ", Name(block.source.pool, block.source.slot),
                ", which is not its slot");
         ++writers_[block.entry];
       }
@@ -90,8 +93,11 @@ class Inspection {
 
   void CheckNvmeCopy(const BlockEntry& block, EntryIndex entry) {
     const size_t writers = writers_.contains(entry) ? writers_[entry] : 0;
-    Expect(writers == (block.nvme == CopyState::kFilling ? 1u : 0u), "block ", block.id.low,
-           " is in ", writers, " groups");
+    const bool rewritten = block.rewrite == Rewrite::kInGroup;
+    Expect(!rewritten || block.nvme == CopyState::kResident, "block ", block.id.low,
+           " is rewritten from nowhere");
+    Expect(writers == (block.nvme == CopyState::kFilling || rewritten ? 1u : 0u), "block ",
+           block.id.low, " is in ", writers, " groups");
     Expect((block.page == kNoPage) == (block.nvme == CopyState::kEmpty), "block ", block.id.low,
            " has a page but no copy there, or the other way round");
     if (block.page == kNoPage) return;

@@ -51,10 +51,12 @@ std::vector<std::byte> BlockBytes(const BlockId& id, size_t bytes, uint64_t vers
 
 uint64_t TinyNvmeBytes(size_t block_bytes, uint64_t segments) {
   TERRACE_CHECK(segments >= 2 && segments <= 32);
-  // The superblocks' pages, then segments of one header page and one block.
-  const uint64_t bytes = kPageBytes * kSuperblockPages + segments * (kPageBytes + block_bytes);
+  // The superblocks' pages, then segments of a header page, one block and a footer page, with two
+  // pages of the manifest.
+  const uint64_t bytes = kPageBytes * kSuperblockPages + segments * (4 * kPageBytes + block_bytes);
   const absl::StatusOr<NvmeGeometry> geometry = PlanNvmeGeometry(bytes, block_bytes);
-  TERRACE_CHECK(geometry.ok() && geometry->segment_count == segments);
+  TERRACE_CHECK(geometry.ok() && geometry->segment_count == segments &&
+                geometry->blocks_per_segment() == 1);
   return bytes;
 }
 

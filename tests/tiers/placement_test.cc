@@ -28,11 +28,13 @@ struct Sizes {
   uint32_t segment_blocks = 4;
   uint32_t group_blocks = 2;
   size_t transit = 4;
+  double hot_share = 0;
 };
 
 PlacementOptions MakeOptions(const Sizes& sizes) {
   PlacementOptions options;
   options.block_bytes = kPagesPerBlock * kPageBytes;
+  options.hot_share = sizes.hot_share;
   options.slots = {sizes.hbm, sizes.dram, sizes.segments > 0 ? sizes.transit : 0};
   if (sizes.segments == 0) return options;
   const uint32_t groups = (sizes.segment_blocks + sizes.group_blocks - 1) / sizes.group_blocks;
@@ -53,6 +55,7 @@ Sizes RandomSizes(std::mt19937_64& random, int tiers) {
   sizes.segment_blocks = 1 + random() % 6;
   sizes.group_blocks = 1 + random() % 3;
   sizes.transit = 4 + random() % 12;
+  sizes.hot_share = (random() % 3) / 4.0;
   return sizes;
 }
 

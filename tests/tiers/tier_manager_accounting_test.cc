@@ -136,7 +136,7 @@ TEST(TierManagerFlush, PutsEveryBlockOnNvme) {
     for (uint64_t number = 17; number <= 20; ++number) ASSERT_TRUE(tier.Serves(number));
     const uint64_t syncs = tier.syncs();
     ASSERT_TRUE(tier->Flush().ok());
-    EXPECT_EQ(tier.syncs(), syncs + 1);
+    EXPECT_GT(tier.syncs(), syncs);  // one, and those of segments that were sealed meanwhile
     for (uint64_t number = 1; number <= 20; ++number) {
       EXPECT_TRUE(tier.OnNvme(number)) << number;
       ASSERT_TRUE(tier->NvmeOffset(TestId(number)).has_value());
@@ -168,11 +168,13 @@ TEST(TierManagerFlush, IsRefusedWhenOwnedBlocksLeaveNoRoom) {
 
 TEST(TierManagerStats, BytesAreWhatTheDeviceMoved) {
   TestTier tier(kBlock, {.hbm_slots = 1, .dram_slots = 1, .nvme_bytes = kNvme});
-  const uint64_t opened = tier.Stats().nvme_written_bytes;  // superblocks
-  EXPECT_EQ(opened, 2 * kPageBytes);
+  const NvmeGeometry geometry = *PlanNvmeGeometry(kNvme, kBlock);
+  const uint64_t opened = tier.Stats().nvme_written_bytes;
+  EXPECT_EQ(opened, geometry.log_start() * kPageBytes);  // superblocks and a blank manifest
   tier.PutMany(1, 1);
   ASSERT_TRUE(tier->Flush().ok());
-  EXPECT_EQ(tier.Stats().nvme_written_bytes - opened, kPageBytes + kBlock);
+  EXPECT_EQ(tier.Stats().nvme_written_bytes - opened,
+            kPageBytes + kBlock + geometry.manifest_pages * kPageBytes);  // a header and a mark
   tier.PutMany(2, 1);
   ASSERT_EQ(tier.Find(1), Tier::kNvme);
   EXPECT_EQ(tier.Stats().hbm_copied_bytes, 0);

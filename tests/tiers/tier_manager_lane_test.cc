@@ -125,7 +125,7 @@ TEST_F(LaneTest, ARequestThatFailsAsAWholeIsReadBlockByBlock) {
   reads_ = 0;
   bad_offset_ = offset + kBlock;
   const Lease lease = Fetch(1000, 2);
-  EXPECT_EQ(reads_, 3u) << "both together, then each";
+  EXPECT_EQ(reads_, 4u) << "both together, then each, and the bad one once more";
   EXPECT_TRUE(Right(lease[0], 1000));
   EXPECT_EQ(lease[1].outcome, BlockOutcome::kLost);
   EXPECT_THAT(manager_->Stats().nvme_read_error.ToString(),

@@ -136,7 +136,7 @@ TEST_F(CliTest, BadValuesNameTheFlagAndTheLimit) {
       {{"--hbm", "17TiB"}, {"--hbm", "limit"}},
       {{"--dram", "0"}, {"--hbm, --dram and --nvme are all 0"}},
       {{"--nvme", "1MiB"}, {"--dir: needed"}},
-      {{"--nvme", "4KiB", "--dir", dir}, {"--nvme", "needs at least 24576"}},
+      {{"--nvme", "4KiB", "--dir", dir}, {"--nvme", "needs at least 49152"}},
       {{"--nvme", "17TiB", "--dir", dir}, {"--nvme", "limit"}},
       {{"--policy", "belady"}, {"--policy", "belady", "lru"}},
       {{"--engine", "memory"}, {"--engine", "memory", "io_uring"}},

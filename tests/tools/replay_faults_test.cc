@@ -56,7 +56,12 @@ TEST(ReplayFaultsTest, RecomputesBlocksThatRotOnDisk) {
   const ReplayResult& result = rig.Run();
   ExpectConsistent(rig, result);
   EXPECT_GT(rig.device().flipped_count(), 10);
-  EXPECT_EQ(rig.tiers().Stats().placement.lost_blocks, rig.device().flipped_count());
+  const TierStats stats = rig.tiers().Stats();
+  EXPECT_EQ(stats.nvme_faults.corrupt_reads, rig.device().flipped_count());
+  // A block is lost by two flips in a row, and mended after one.
+  EXPECT_EQ(stats.nvme_faults.mended_reads + 2 * stats.placement.lost_blocks,
+            rig.device().flipped_count());
+  EXPECT_EQ(stats.nvme_health, NvmeHealth::kDegraded);
   EXPECT_GT(result.hits[static_cast<size_t>(Tier::kNvme)], 0);
 }
 
@@ -69,7 +74,10 @@ TEST(ReplayFaultsTest, RecomputesBlocksThatCannotBeRead) {
   ExpectConsistent(rig, result);
   EXPECT_EQ(result.hits[static_cast<size_t>(Tier::kNvme)], 0);
   EXPECT_GT(result.hits[static_cast<size_t>(Tier::kDram)], 0);
-  EXPECT_EQ(rig.tiers().Stats().placement.lost_blocks, rig.device().failed_count());
+  // Given up after so many, with all that it held.
+  EXPECT_GE(rig.tiers().Stats().placement.lost_blocks, rig.device().failed_count() / 2);
+  EXPECT_LT(rig.device().failed_count(), 300);
+  EXPECT_EQ(rig.tiers().Stats().nvme_health, NvmeHealth::kOutOfService);
 }
 
 // --- A disk that fills up ---
@@ -131,7 +139,8 @@ std::vector<std::string> LinesOf(const std::string& path) {
 class FlushTest : public ::testing::Test {
  protected:
   static uint64_t CountSyncs(uint64_t flush_every, uint64_t requests) {
-    Rig rig(Tiers(0, 500, 16u << 20), SyntheticTrace(requests), FlushEvery(flush_every));
+    // So large that no segment fills up, which would be synced as well.
+    Rig rig(Tiers(0, 500, 1u << 30), SyntheticTrace(requests), FlushEvery(flush_every));
     uint64_t syncs = 0;
     rig.device().FailWhen([&](const IoRequest& request) {
       syncs += request.op == IoOp::kSync ? 1 : 0;

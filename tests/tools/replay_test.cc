@@ -98,7 +98,8 @@ TEST_P(TierCombinationTest, ServesEveryByteAndCountsEveryBlock) {
 
 // The smallest tiers there are: a request that is larger than all of them together streams through.
 TEST_P(TierCombinationTest, StreamsRequestsThroughTiersOfAFewBlocks) {
-  constexpr uint64_t kSmallestNvme = 6 * kPageBytes;
+  // Two superblocks, two segments of a group of one block and a footer, two manifest records each.
+  constexpr uint64_t kSmallestNvme = 12 * kPageBytes;
   std::vector<uint64_t> long_prompt(300);
   std::iota(long_prompt.begin(), long_prompt.end(), 1000);
   for (uint64_t blocks = 1; blocks <= 4; ++blocks) {
