@@ -16,6 +16,8 @@
 #include "io/aligned_buffer.h"
 #include "io/block_device.h"
 #include "io/memory_device.h"
+#include "tests/support/faulty_device.h"
+#include "tests/support/power_cut_device.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/transfer.h"
 
@@ -24,12 +26,16 @@ namespace {
 
 using testing::HasSubstr;
 
+// What stands in for a device in tests keeps to the same rules.
+enum class TestDouble : uint8_t { kNone, kFaulty, kPowerCut };
+
 struct Case {
   const char* name;
   IoEngine engine;
   bool direct_io = false;
   const char* parent = "";  // of the directory with the file
   bool striped = false;     // over two files, a page each in turn
+  TestDouble test_double = TestDouble::kNone;
 };
 
 void PrintTo(const Case& which, std::ostream* out) { *out << which.name; }
@@ -55,6 +61,14 @@ class BlockDeviceTest : public testing::TestWithParam<Case> {
 
   absl::StatusOr<std::unique_ptr<BlockDevice>> OpenAt(const std::string& name, uint64_t size_bytes,
                                                       size_t depth) {
+    if (GetParam().test_double == TestDouble::kPowerCut) {
+      const PowerCutDiskOptions disk = {.size_bytes = size_bytes, .seed = 1};
+      return std::make_unique<PowerCutDevice>(std::make_shared<PowerCutDisk>(disk), depth);
+    }
+    if (GetParam().test_double == TestDouble::kFaulty) {
+      return std::make_unique<FaultyDevice>(*MemoryDevice::Create({size_bytes, depth, nullptr}),
+                                            /*seed=*/1);
+    }
     if (GetParam().engine == IoEngine::kMemory) {
       return MemoryDevice::Create({size_bytes, depth, nullptr});
     }
@@ -447,6 +461,8 @@ TEST_P(BlockDeviceTest, IsFreeForTheNextAsSoonAsItIsDestroyed) {
 INSTANTIATE_TEST_SUITE_P(
     Engines, BlockDeviceTest,
     testing::Values(Case{"Memory", IoEngine::kMemory},
+                    Case{"Faulty", IoEngine::kMemory, false, "", false, TestDouble::kFaulty},
+                    Case{"PowerCut", IoEngine::kMemory, false, "", false, TestDouble::kPowerCut},
                     Case{"IoUringDirect", IoEngine::kIoUring, true},
                     Case{"IoUringBuffered", IoEngine::kIoUring},
                     Case{"IoUringTmpfs", IoEngine::kIoUring, false, "/dev/shm"},
