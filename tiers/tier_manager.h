@@ -331,8 +331,9 @@ class TierManager {
   absl::Status copy_error_ ABSL_GUARDED_BY(mu_);  // of the last batch that failed; Flush clears it
   uint64_t hbm_copied_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   size_t prefetch_flights_ ABSL_GUARDED_BY(mu_) = 0;
-  uint64_t landings_ ABSL_GUARDED_BY(mu_) = 0;  // grows whenever a transfer ends
-  int waiters_ ABSL_GUARDED_BY(mu_) = 0;        // threads that do the work themselves
+  uint64_t landings_ ABSL_GUARDED_BY(mu_) = 0;    // grows whenever a transfer ends
+  int waiters_ ABSL_GUARDED_BY(mu_) = 0;          // threads that do the work themselves
+  bool recovering_ ABSL_GUARDED_BY(mu_) = false;  // placement_ belongs to Recover
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   absl::CondVar progress_;      // something landed, failed or was written
   absl::CondVar mover_wakeup_;  // work without a waiter

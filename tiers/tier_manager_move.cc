@@ -27,7 +27,8 @@ constexpr uint64_t kMaxReadFailures = 64;
 }  // namespace
 
 void TierManager::StartTransfers(Lane* lane) {
-  if (scheduler_ == nullptr) return;
+  // The reads of recovery end up here too, while segments are restored without the lock.
+  if (scheduler_ == nullptr || recovering_) return;
   GroupBatch writes;
   FlightBatch demand;
   FlightBatch prefetch;

@@ -252,6 +252,7 @@ absl::Status TierManager::Recover(uint64_t epoch) {
   KeyRing* keys = nullptr;
   {
     absl::MutexLock lock(&mu_);
+    recovering_ = true;
     placement = &*placement_;
     keys = &keys_;
     placement->nvme()->SetEpoch(epoch);
@@ -269,6 +270,7 @@ absl::Status TierManager::Recover(uint64_t epoch) {
   // What was read may have been in the disk's cache alone; from here on it is relied upon.
   if (absl::Status synced = Sync(); !synced.ok()) return synced;
   absl::MutexLock lock(&mu_);
+  recovering_ = false;
   recovery_ = *report;
   recovery_.seconds = absl::ToDoubleSeconds(absl::Now() - start);
   StartTransfers();
