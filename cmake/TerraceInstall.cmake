@@ -16,6 +16,8 @@ foreach(library IN ITEMS io tiers)
       PATTERN "uring_device.h" EXCLUDE
       PATTERN "thread_device.h" EXCLUDE
       PATTERN "opened_file.h" EXCLUDE
+      PATTERN "checksum_avx2.h" EXCLUDE
+      PATTERN "checksum_pages.h" EXCLUDE
       PATTERN "device_file.h" EXCLUDE
       PATTERN "tier_file.h" EXCLUDE
       PATTERN "unique_fd.h" EXCLUDE)

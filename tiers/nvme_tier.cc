@@ -241,6 +241,8 @@ bool NvmeTier::RestoreHeaders(SegmentIndex segment,
                                   [](const Draft& draft) { return !draft.segment; });
   if (draft == drafts_.end()) return false;
   draft->segment = segment;
+  draft->headers.clear();
+  draft->bytes.clear();
   for (size_t i = 0; i < headers.size(); ++i) {
     AddToDraft(*draft, bases[i], headers[i].size());
     KeepHeader(bases[i], headers[i]);

@@ -144,7 +144,7 @@ absl::Status TierManager::PutOne(const BlockWrite& block) {
 
 absl::Status TierManager::FillFromCaller(const BlockWrite& block, Place place,
                                          absl::Span<PageChecksum> checksums) const {
-  if (options_.nvme_bytes > 0) ChecksumPages(block.bytes, checksums);
+  if (options_.nvme_bytes > 0 && checksums_) ChecksumPages(block.bytes, checksums);
   if (place.pool != Pool::kHbm) {
     std::memcpy(memory_->Address(place), block.bytes.data(), block.bytes.size());
     return absl::OkStatus();

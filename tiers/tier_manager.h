@@ -76,6 +76,8 @@ class TierManager {
   struct Parts {
     std::unique_ptr<BlockDevice> device;  // as large as PlanNvmeGeometry(...).total_bytes()
     std::unique_ptr<CopyEngine> copy_engine;
+    // False only to measure what checksums cost: nothing tells wrong bytes then.
+    bool checksums = true;
   };
 
   // Opens the tiers; without `reuse` the NVMe tier starts empty. Errors: kInvalidArgument (options,
@@ -283,6 +285,7 @@ class TierManager {
   bool ReadAgain(Flight& flight) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CountRead(const Flight& flight) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void StartFlight(Place place, FlightBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool Verify(Flight& flight) const;
   void VerifyAndCopyUp(absl::Span<Flight* const> flights) ABSL_LOCKS_EXCLUDED(mu_);
   bool RunCopies() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Works or sleeps until something landed since landings_ was `seen`, which may have made room.
@@ -297,6 +300,7 @@ class TierManager {
   // Constant after Open.
   const TierManagerOptions options_;
   const std::unique_ptr<SlotMemory> memory_;
+  bool checksums_ = true;
   AlignedBuffer headers_;  // [kWriteGroups, header bytes]
   std::vector<Context> flight_contexts_;
   std::vector<Context> group_contexts_;

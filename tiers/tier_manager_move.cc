@@ -289,15 +289,24 @@ bool TierManager::FinishArrived() {
   return true;
 }
 
+// Whether the bytes are those that were put; decrypts them where they arrived.
+bool TierManager::Verify(Flight& flight) const {
+  if (flight.error != 0) return false;
+  const absl::Span<const std::byte> bytes(static_cast<std::byte*>(flight.bytes.iov_base),
+                                          flight.bytes.iov_len);
+  if (checksums_ && FirstCorruptPage(bytes, flight.checksums) < flight.checksums.size()) {
+    return false;
+  }
+  flight.unopened = flight.cipher != nullptr && !OpenBlock(flight);
+  return !flight.unopened;
+}
+
 void TierManager::VerifyAndCopyUp(absl::Span<Flight* const> flights) {
   absl::InlinedVector<Copy, kWorkBatch> copies;
   for (Flight* flight : flights) {
     const absl::Span<const std::byte> bytes(static_cast<std::byte*>(flight->bytes.iov_base),
                                             flight->bytes.iov_len);
-    flight->verified = flight->error == 0 &&
-                       FirstCorruptPage(bytes, flight->checksums) == flight->checksums.size();
-    flight->unopened = flight->verified && flight->cipher != nullptr && !OpenBlock(*flight);
-    flight->verified = flight->verified && !flight->unopened;
+    flight->verified = Verify(*flight);
     flight->in_target = flight->verified;
     if (!flight->verified || !flight->bounce) continue;
     copies.push_back({.source = bytes.data(),

@@ -80,6 +80,7 @@ absl::StatusOr<std::unique_ptr<TierManager>> TierManager::OpenTiers(
 
   std::unique_ptr<TierManager> manager(
       new TierManager(options, *std::move(placement), *std::move(memory)));
+  manager->checksums_ = parts.checksums;
   if (tier.device != nullptr) {
     status = manager->AttachDevice(std::move(tier.device));
     if (!status.ok()) return status;

@@ -38,6 +38,22 @@ absl::Status AppendToLog(const std::string& path, const std::string& text) {
 
 }  // namespace
 
+void ReplayResult::Add(const ReplayResult& other) {
+  requests += other.requests;
+  block_refs += other.block_refs;
+  reused_blocks += other.reused_blocks;
+  computed_blocks += other.computed_blocks;
+  for (size_t tier = 0; tier < kTierCount; ++tier) hits[tier] += other.hits[tier];
+  corrupt_blocks += other.corrupt_blocks;
+  unstored_blocks += other.unstored_blocks;
+  failed_flushes += other.failed_flushes;
+  flush_error.Update(other.flush_error);
+  interrupted = interrupted || other.interrupted;
+  wall_seconds += other.wall_seconds;
+  fetch_seconds += other.fetch_seconds;
+  fetch_latency.Merge(other.fetch_latency);
+}
+
 Replay::Replay(TierManager& tiers, const Trace& trace, const std::atomic<bool>& stop,
                ReplayOptions options)
     : tiers_(tiers),
@@ -155,7 +171,7 @@ absl::Status Replay::Verify(uint64_t hash_id, const LeasedBlock& block) {
 
 absl::Status Replay::ComputeBlock(uint64_t hash_id) {
   GenerateBlock(options_.seed, hash_id, absl::MakeSpan(block_));
-  const BlockWrite write = {.id = IdOf(hash_id), .bytes = block_};
+  const BlockWrite write = {.id = IdOf(hash_id), .bytes = block_, .space = options_.space};
   ++result_.computed_blocks;
   ops_.Put(hash_id);
   const absl::Status status = tiers_.Put({&write, 1});

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,11 +21,12 @@
 namespace terrace {
 
 struct ReplayOptions {
-  uint64_t seed = 1;          // of the block generator
-  uint64_t flush_every = 64;  // requests; 0 never
-  std::string flush_log;      // file that flushed hash ids are appended to; empty for none
-  std::string export_ops;     // file for the block operations, see OpsLog; empty for none
-  double pace = 0;            // times the speed of the trace's clock; 0 as fast as possible
+  uint64_t seed = 1;              // of the block generator
+  std::optional<uint64_t> space;  // that blocks are put in, to be encrypted
+  uint64_t flush_every = 64;      // requests; 0 never
+  std::string flush_log;          // file that flushed hash ids are appended to; empty for none
+  std::string export_ops;         // file for the block operations, see OpsLog; empty for none
+  double pace = 0;                // times the speed of the trace's clock; 0 as fast as possible
 };
 
 struct ReplayResult {
@@ -41,6 +43,9 @@ struct ReplayResult {
   double wall_seconds = 0;
   double fetch_seconds = 0;        // spent in Fetch
   LatencyHistogram fetch_latency;  // of each Fetch, a batch of blocks
+
+  // Adds what another replay did.
+  void Add(const ReplayResult& other);
 };
 
 // Replays a trace through real tiers: for each request the leading blocks that some tier holds are

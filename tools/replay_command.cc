@@ -3,21 +3,20 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "nlohmann/json.hpp"
 #include "tools/byte_size.h"
 #include "tools/model_shape.h"
 #include "tools/output_file.h"
-#include "tools/progress.h"
-#include "tools/replay.h"
 #include "tools/replay_report.h"
-#include "tools/stop_signal.h"
+#include "tools/replay_run.h"
 #include "tools/trace.h"
 
 namespace terrace {
@@ -37,6 +36,11 @@ struct ReplayArguments {
   std::string policy = "lru";
   std::string engine = "auto";
   std::string profile;
+  double write_amplification = TierManagerOptions::kDefaultWriteAmplification;
+  uint64_t nvme_daily = 0;
+  std::string key_file;
+  bool no_checksums = false;
+  std::string soak;
   uint64_t requests = 0;
   std::string json;
   bool reuse = false;
@@ -48,13 +52,8 @@ struct ReplayArguments {
   uint64_t seed = 1;
 };
 
-// What the flags come to.
-struct Setup {
-  TierManagerOptions tiers;
-  ReplayOptions replay;
-  TraceReadOptions trace;
-  std::string model;  // for the report
-};
+// An NVMe tier in host memory, as HBM is emulated.
+constexpr absl::string_view kMemoryEngine = "memory";
 
 // Names flags where Validate would name fields.
 absl::Status CheckSizes(const ReplayArguments& arguments, uint64_t block_bytes) {
@@ -85,7 +84,7 @@ absl::Status CheckSizes(const ReplayArguments& arguments, uint64_t block_bytes) 
   if (arguments.nvme == 0) return absl::OkStatus();
   const absl::Status nvme = PlanNvmeGeometry(arguments.nvme, block_bytes).status();
   if (!nvme.ok()) return absl::InvalidArgumentError(absl::StrCat("--nvme: ", nvme.message()));
-  if (arguments.dir.empty()) {
+  if (arguments.dir.empty() && arguments.engine != kMemoryEngine) {
     return absl::InvalidArgumentError("--dir: needed when --nvme is not 0");
   }
   return absl::OkStatus();
@@ -104,8 +103,8 @@ absl::StatusOr<double> ParsePace(const std::string& text) {
       absl::StrCat("--pace: \"", text, "\" is not asap, trace or xN with N from 0.001 to 1000000"));
 }
 
-absl::StatusOr<Setup> MakeSetup(const ReplayArguments& arguments) {
-  Setup setup;
+absl::StatusOr<ReplaySetup> MakeSetup(const ReplayArguments& arguments) {
+  ReplaySetup setup;
   uint64_t block_bytes = arguments.block_bytes;
   if (!arguments.model_shape.empty()) {
     const absl::StatusOr<KvShape> shape = FindKvShape(arguments.model_shape);
@@ -139,7 +138,29 @@ absl::StatusOr<Setup> MakeSetup(const ReplayArguments& arguments) {
   setup.tiers.reuse = arguments.reuse;
   // Blocks of another seed have other bytes, so a tier that holds them must not be reused.
   setup.tiers.model_fingerprint = arguments.seed;
-  setup.tiers.engine = *ParseIoEngine(arguments.engine);
+  setup.in_memory = arguments.engine == kMemoryEngine;
+  if (setup.in_memory && arguments.reuse) {
+    return absl::InvalidArgumentError("--reuse: --engine memory leaves nothing to reuse");
+  }
+  if (arguments.no_checksums && !setup.in_memory) {
+    return absl::InvalidArgumentError("--no-checksums: for measuring with --engine memory only");
+  }
+  setup.checksums = !arguments.no_checksums;
+  if (!setup.in_memory) setup.tiers.engine = *ParseIoEngine(arguments.engine);
+  setup.tiers.max_write_amplification = arguments.write_amplification;
+  setup.tiers.nvme_write_bytes_per_day = arguments.nvme_daily;
+  if (!arguments.key_file.empty() && arguments.nvme == 0) {
+    return absl::InvalidArgumentError("--key-file: there is no NVMe tier to encrypt");
+  }
+  setup.key_file = arguments.key_file;
+  if (!arguments.key_file.empty()) setup.replay.space = ReplaySetup::kSpace;
+  if (!arguments.soak.empty()) {
+    if (!absl::ParseDuration(arguments.soak, &setup.soak) || setup.soak <= absl::ZeroDuration() ||
+        setup.soak == absl::InfiniteDuration()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--soak: \"", arguments.soak, "\" is not a duration such as 90s, 20m or 1h30m"));
+    }
+  }
   setup.tiers.policy = arguments.policy;
   setup.replay.seed = arguments.seed;
   setup.replay.flush_every = arguments.flush_every;
@@ -148,6 +169,8 @@ absl::StatusOr<Setup> MakeSetup(const ReplayArguments& arguments) {
   setup.replay.pace = *pace;
   setup.trace.skip_bad_lines = arguments.skip_bad_lines;
   setup.trace.max_requests = arguments.requests;
+  setup.trace_path = arguments.trace;
+  setup.tokens_per_block = arguments.tokens_per_block;
   return setup;
 }
 
@@ -162,50 +185,19 @@ absl::Status FollowProfile(const std::string& path, TierManagerOptions& tiers) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<ReplayReport> RunTrace(const ReplayArguments& arguments, const Setup& setup) {
-  const absl::StatusOr<Trace> trace = ReadTrace(arguments.trace, setup.trace);
-  if (!trace.ok()) return trace.status();
-  const ProcessUsage before = ProcessUsage::Now();
-  absl::StatusOr<std::unique_ptr<TierManager>> tiers = TierManager::Open(setup.tiers);
-  if (!tiers.ok()) return tiers.status();
-
-  Replay replay(**tiers, *trace, StopOnSignals(), setup.replay);
-  ProgressLine progress(stderr);
-  const absl::Status status = replay.Run([&](const ReplayResult& so_far) {
-    const absl::Time now = absl::Now();
-    if (!progress.Due(now)) return;
-    progress.Update(now,
-                    ReplayProgressText(so_far, trace->requests().size(), setup.tiers.block_bytes));
-  });
-  progress.Clear();
-  if (!status.ok()) return status;
-
-  ReplayReport report;
-  report.result = replay.result();
-  report.tiers = (*tiers)->Stats();
-  report.usage = ProcessUsage::Now();
-  report.usage.read_bytes -= before.read_bytes;
-  report.usage.write_bytes -= before.write_bytes;
-  report.skipped_lines = trace->skipped_lines();
-  report.options = setup.tiers;
-  report.tokens_per_block = arguments.tokens_per_block;
-  report.model = setup.model;
-  return report;
-}
-
 ExitCode Complain(const absl::Status& status, ExitCode code) {
   std::fprintf(stderr, "terrace replay: %s\n", std::string(status.message()).c_str());
   return code;
 }
 
-ExitCode RunReplay(const ReplayArguments& arguments) {
-  absl::StatusOr<Setup> setup = MakeSetup(arguments);
+ExitCode RunCommand(const ReplayArguments& arguments) {
+  absl::StatusOr<ReplaySetup> setup = MakeSetup(arguments);
   if (!setup.ok()) return Complain(setup.status(), ExitCode::kBadUsage);
   const absl::Status followed = FollowProfile(arguments.profile, setup->tiers);
   if (!followed.ok()) return Complain(followed, ExitCode::kFailure);
   OutputFile json("--json", arguments.json);
   if (!json.status().ok()) return Complain(json.status(), ExitCode::kFailure);
-  const absl::StatusOr<ReplayReport> report = RunTrace(arguments, *setup);
+  const absl::StatusOr<ReplayReport> report = RunReplay(*setup);
   if (!report.ok()) return Complain(report.status(), ExitCode::kFailure);
   const absl::Status printed = PrintText(ReplayText(*report));
   const absl::Status written = json.Write(JsonText(ReplayJson(*report)));
@@ -215,6 +207,12 @@ ExitCode RunReplay(const ReplayArguments& arguments) {
     return Complain(absl::DataLossError(absl::StrCat(report->result.corrupt_blocks,
                                                      " blocks were served with wrong bytes")),
                     ExitCode::kFailure);
+  }
+  if (report->soak.lost_blocks + report->soak.missing_blocks > 0) {
+    return Complain(
+        absl::DataLossError(absl::StrCat(report->soak.lost_blocks, " blocks were lost and ",
+                                         report->soak.missing_blocks, " missing after reopening")),
+        ExitCode::kFailure);
   }
   if (report->result.interrupted) {
     return Complain(absl::CancelledError("interrupted by a signal"), ExitCode::kFailure);
@@ -237,12 +235,27 @@ void AddTierOptions(CLI::App& command, ReplayArguments& arguments) {
                    "Serve what the directory holds from an earlier run; otherwise start empty");
   command.add_option("--policy", arguments.policy, "Eviction policy")
       ->check(CLI::IsMember({"lru"}));
-  command.add_option("--engine", arguments.engine, "I/O engine")
-      ->check(CLI::IsMember({"auto", "io_uring", "threads"}));
+  command
+      .add_option("--engine", arguments.engine,
+                  "I/O engine; memory emulates the NVMe tier in host memory")
+      ->check(CLI::IsMember({"auto", "io_uring", "threads", "memory"}));
   command
       .add_option("--profile", arguments.profile,
                   "Read the NVMe tier as suits the disk that terrace ssd --profile measured")
       ->type_name("FILE");
+  command
+      .add_option("--max-write-amplification", arguments.write_amplification,
+                  "Bytes written to NVMe for a byte that is new there; above 1, blocks that were "
+                  "used are kept by writing them again when their segment is evicted")
+      ->check(CLI::Range(1.0, 8.0));
+  AddByteSizeOption(command, "--nvme-daily", arguments.nvme_daily,
+                    "Write so much to NVMe a day, for endurance; 0 for no limit");
+  command
+      .add_option("--key-file", arguments.key_file,
+                  "Encrypt the blocks on NVMe with the 32 bytes in this file")
+      ->type_name("FILE");
+  command.add_flag("--no-checksums", arguments.no_checksums,
+                   "With --engine memory: leave them out, to measure what they cost");
   command
       .add_option("--model-shape", arguments.model_shape,
                   "Take the block size from this model instead of --block-bytes")
@@ -294,10 +307,16 @@ void AddReplayCommand(CLI::App& app, std::function<ExitCode()>& run) {
       ->add_option("--export-ops", arguments->export_ops,
                    "Write the block operations as lines \"put ID\" and \"get ID ...\"")
       ->type_name("FILE");
+  command
+      ->add_option(
+          "--soak", arguments->soak,
+          "Replay again and again for so long (90s, 20m, 1h30m), closing and reopening the "
+          "tiers in between; fails when a block is lost")
+      ->type_name("DURATION");
   command->add_option("--seed", arguments->seed, "Seed of the block bytes")
       ->check(CLI::Validator(CheckUnsigned, ""));
   command->add_option("--json", arguments->json, "Write the result as JSON")->type_name("FILE");
-  command->callback([arguments, &run] { run = [arguments] { return RunReplay(*arguments); }; });
+  command->callback([arguments, &run] { run = [arguments] { return RunCommand(*arguments); }; });
 }
 
 }  // namespace terrace

@@ -1,5 +1,7 @@
 #include "tools/replay_report.h"
 
+#include <sys/resource.h>
+
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
@@ -26,6 +28,15 @@ uint64_t Microseconds(const LatencyHistogram& histogram, double share) {
   return static_cast<uint64_t>(histogram.PercentileNs(share)) / 1000;
 }
 
+double CpuSeconds() {
+  struct rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) / 1e6;
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
 double Share(uint64_t part, uint64_t whole) {
   return whole == 0 ? 0 : static_cast<double>(part) / static_cast<double>(whole);
 }
@@ -48,7 +59,8 @@ std::string TierTable(const ReplayReport& report) {
 }
 
 std::string DeviceText(const TierStats& tiers) {
-  if (tiers.device.path.empty()) return "none";
+  if (tiers.nvme_health == NvmeHealth::kAbsent) return "none";
+  if (tiers.device.engine == IoEngine::kMemory) return "memory (NVMe emulated)";
   return absl::StrCat(IoEngineName(tiers.device.engine), " (", tiers.device.engine_reason, "; ",
                       tiers.device.engine_setup, "), ",
                       tiers.device.direct_io ? "direct I/O" : "page cache", " (",
@@ -70,6 +82,48 @@ std::string NvmeBytesText(const ReplayReport& report) {
                       " and ", FormatByteSize(report.usage.write_bytes));
 }
 
+std::string NvmeLogText(const PlacementStats& stats) {
+  const uint64_t fresh = stats.written_blocks - stats.rewritten_blocks;
+  std::string text = absl::StrFormat(
+      "%s blocks written, %s of them again to keep them: write amplification %.2f",
+      FormatCount(stats.written_blocks), FormatCount(stats.rewritten_blocks),
+      fresh == 0 ? 1.0 : static_cast<double>(stats.written_blocks) / static_cast<double>(fresh));
+  if (stats.budget_dropped > 0) {
+    absl::StrAppend(&text, "; ", FormatCount(stats.budget_dropped), " not written for endurance");
+  }
+  return text;
+}
+
+std::string HealthText(const TierStats& tiers) {
+  const NvmeFaults& faults = tiers.nvme_faults;
+  std::string text = NvmeHealthName(tiers.nvme_health);
+  if (tiers.nvme_health == NvmeHealth::kHealthy) return text;
+  return absl::StrCat(text, ": ", FormatCount(faults.failed_reads), " reads failed, ",
+                      FormatCount(faults.corrupt_reads), " brought wrong bytes, ",
+                      FormatCount(faults.mended_reads), " of these went well the second time; ",
+                      FormatCount(faults.failed_writes), " writes and ",
+                      FormatCount(faults.failed_syncs), " syncs failed");
+}
+
+std::string RecoveryText(const RecoveryReport& recovery) {
+  std::string text =
+      absl::StrCat(FormatCount(recovery.blocks), " blocks in ", FormatSeconds(recovery.seconds),
+                   " from ", FormatCount(recovery.sealed_segments), " footers and ",
+                   FormatCount(recovery.unsealed_segments), " open segments");
+  if (recovery.torn_groups > 0) {
+    absl::StrAppend(&text, "; ", FormatCount(recovery.torn_groups), " unfinished writes discarded");
+  }
+  if (recovery.damaged_pages > 0) absl::StrAppend(&text, "; DAMAGED, see terrace fsck");
+  return text;
+}
+
+std::string SoakText(const ReplayReport::Soak& soak) {
+  return absl::StrCat(FormatCount(soak.passes), " passes: ", FormatCount(soak.lost_blocks),
+                      " blocks lost, ", FormatCount(soak.missing_blocks),
+                      " missing after reopening, which took ",
+                      FormatSeconds(soak.slowest_open_seconds), " at most");
+}
+
 std::string DetailTable(const ReplayReport& report) {
   const ReplayResult& result = report.result;
   const TierStats& tiers = report.tiers;
@@ -89,6 +143,12 @@ std::string DetailTable(const ReplayReport& report) {
   table.AddRow(
       {"NVMe file", absl::StrCat("at most ", FormatByteSize(tiers.nvme_peak_bytes), " of ",
                                  FormatByteSize(tiers.tiers[2].capacity_bytes), " in use")});
+  if (tiers.nvme_health != NvmeHealth::kAbsent) {
+    table.AddRow({"NVMe log", NvmeLogText(tiers.placement)});
+    table.AddRow({"NVMe health", HealthText(tiers)});
+  }
+  if (report.options.reuse) table.AddRow({"NVMe reopened", RecoveryText(tiers.recovery)});
+  if (report.soak.passes > 0) table.AddRow({"soak", SoakText(report.soak)});
   table.AddRow({"NVMe engine", DeviceText(tiers)});
   if (!tiers.device.path.empty()) {
     table.AddRow({"NVMe requests", NvmeReadsText(report.options, tiers.device.depth)});
@@ -144,7 +204,8 @@ std::string Meaning(const ReplayResult& result) {
 ProcessUsage ProcessUsage::Now() {
   return {.read_bytes = ReadProcNumber("/proc/self/io", "read_bytes:"),
           .write_bytes = ReadProcNumber("/proc/self/io", "write_bytes:"),
-          .peak_memory_bytes = ReadProcNumber("/proc/self/status", "VmHWM:") * 1024};
+          .peak_memory_bytes = ReadProcNumber("/proc/self/status", "VmHWM:") * 1024,
+          .cpu_seconds = CpuSeconds()};
 }
 
 nlohmann::ordered_json ReplayJson(const ReplayReport& report) {
@@ -167,7 +228,8 @@ nlohmann::ordered_json ReplayJson(const ReplayReport& report) {
   json["fetch_latency_us"] = {{"p50", Microseconds(result.fetch_latency, 0.5)},
                               {"p99", Microseconds(result.fetch_latency, 0.99)},
                               {"p999", Microseconds(result.fetch_latency, 0.999)}};
-  json["engine"] = tiers.device.path.empty() ? "none" : IoEngineName(tiers.device.engine);
+  json["engine"] =
+      tiers.nvme_health == NvmeHealth::kAbsent ? "none" : IoEngineName(tiers.device.engine);
   json["engine_reason"] = tiers.device.engine_reason;
   json["engine_setup"] = tiers.device.engine_setup;
   json["io_depth"] = tiers.device.depth;
@@ -191,6 +253,28 @@ nlohmann::ordered_json ReplayJson(const ReplayReport& report) {
   json["peak_memory_bytes"] = report.usage.peak_memory_bytes;
   json["metadata_bytes"] = tiers.metadata_bytes;
   json["staging_bytes"] = tiers.staging_bytes;
+  json["cpu_seconds"] = report.usage.cpu_seconds;
+  json["written_blocks"] = tiers.placement.written_blocks;
+  json["rewritten_blocks"] = tiers.placement.rewritten_blocks;
+  json["budget_dropped"] = tiers.placement.budget_dropped;
+  json["nvme_health"] = NvmeHealthName(tiers.nvme_health);
+  json["nvme_faults"] = {{"failed_reads", tiers.nvme_faults.failed_reads},
+                         {"corrupt_reads", tiers.nvme_faults.corrupt_reads},
+                         {"mended_reads", tiers.nvme_faults.mended_reads},
+                         {"unopened_blocks", tiers.nvme_faults.unopened_blocks},
+                         {"failed_writes", tiers.nvme_faults.failed_writes},
+                         {"failed_syncs", tiers.nvme_faults.failed_syncs}};
+  json["recovery"] = {{"blocks", tiers.recovery.blocks},
+                      {"sealed_segments", tiers.recovery.sealed_segments},
+                      {"unsealed_segments", tiers.recovery.unsealed_segments},
+                      {"torn_groups", tiers.recovery.torn_groups},
+                      {"damaged_pages", tiers.recovery.damaged_pages},
+                      {"verified_bytes", tiers.recovery.verified_bytes},
+                      {"seconds", tiers.recovery.seconds}};
+  json["soak"] = {{"passes", report.soak.passes},
+                  {"lost_blocks", report.soak.lost_blocks},
+                  {"missing_blocks", report.soak.missing_blocks},
+                  {"slowest_open_seconds", report.soak.slowest_open_seconds}};
   return json;
 }
 

@@ -16,6 +16,7 @@ struct ProcessUsage {
   uint64_t read_bytes = 0;   // from storage
   uint64_t write_bytes = 0;  // to storage
   uint64_t peak_memory_bytes = 0;
+  double cpu_seconds = 0;  // of all threads, kernel included
 
   static ProcessUsage Now();
 };
@@ -28,6 +29,13 @@ struct ReplayReport {
   TierManagerOptions options;  // what the tiers were opened with
   uint64_t tokens_per_block = 0;
   std::string model;  // "llama-3.1-8b at scale 1/1024", or empty
+  // With --soak, after the first pass. `tiers` are those of the last pass.
+  struct Soak {
+    uint64_t passes = 0;          // 0 without --soak
+    uint64_t lost_blocks = 0;     // in all passes
+    uint64_t missing_blocks = 0;  // held by NVMe before a reopening and not after it
+    double slowest_open_seconds = 0;
+  } soak;
 };
 
 nlohmann::ordered_json ReplayJson(const ReplayReport& report);

@@ -32,6 +32,7 @@ class Trace {
   }
 
   // Ids over all requests, repetitions included.
+  absl::Span<const uint64_t> all_hash_ids() const { return hash_ids_; }
   uint64_t block_refs() const { return hash_ids_.size(); }
 
   // Lines left out because they were bad (TraceReadOptions::skip_bad_lines).
