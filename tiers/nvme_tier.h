@@ -113,6 +113,8 @@ class NvmeTier {
   // Transfers in flight; a segment is not written again before both have ended.
   void AddReader(PageIndex page) { ++At(SegmentAt(page)).readers; }
   void RemoveReader(PageIndex page) { --At(SegmentAt(page)).readers; }
+  // Be it for blocks that have been evicted since.
+  bool being_read(SegmentIndex segment) const { return At(segment).readers > 0; }
   void AddWriter(PageIndex page) { ++At(SegmentAt(page)).writers; }
   void RemoveWriter(PageIndex page);
 

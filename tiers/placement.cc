@@ -191,7 +191,11 @@ void Placement::FillFailed(Place place, bool source_lost) {
     const EntryIndex unreadable = nvme_->entry_near(start);
     if (unreadable != kNoEntry && directory_[unreadable].page == start &&
         directory_[unreadable].nvme == CopyState::kResident) {
-      ++stats_.lost_blocks;
+      // In memory, or on its way there, it is not lost yet. Transit goes with NVMe.
+      const BlockEntry& block = directory_[unreadable];
+      if (block.slot(Pool::kHbm) == kNoSlot && block.slot(Pool::kDram) == kNoSlot) {
+        ++stats_.lost_blocks;
+      }
       nvme_->MarkDead(start);
       DropNvmeCopy(unreadable);
       if (unreadable == entry) return;  // gone with its last copy, or held elsewhere
@@ -199,7 +203,9 @@ void Placement::FillFailed(Place place, bool source_lost) {
   }
   if (entry == kNoEntry) return;
   const BlockEntry& block = directory_[entry];
-  if (fill.drains && !block.in_memory() && Dirty(block)) ++stats_.lost_blocks;
+  // One whose Put fails was never here.
+  const bool was_here = fill.source != Fill::Source::kCaller;
+  if (was_here && !block.in_memory() && Dirty(block)) ++stats_.lost_blocks;
   EraseIfGone(entry);
 }
 

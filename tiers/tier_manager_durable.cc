@@ -186,7 +186,8 @@ absl::Status TierManager::DiscardFree() {
   const NvmeGeometry& geometry = nvme.geometry();
   absl::Status status;
   nvme.VisitFree([&](SegmentIndex segment) {
-    if (!status.ok() || nvme.phase(segment) != SegmentPhase::kFree) return;
+    const bool unused = nvme.phase(segment) == SegmentPhase::kFree && !nvme.being_read(segment);
+    if (!status.ok() || !unused) return;
     status = device_->Discard(geometry.SegmentPage(segment) * kPageBytes,
                               uint64_t{geometry.segment_pages} * kPageBytes);
   });
