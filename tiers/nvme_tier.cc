@@ -128,6 +128,7 @@ bool NvmeTier::OpenNextSegment() {
   segment.phase = SegmentPhase::kOpen;
   segment.used_pages = 0;
   segment.durable_pages = 0;
+  segment.syncing_pages = 0;  // a sync that was in flight when the last draft went left it
   segment.marked_pages = 0;
   segment.generation = next_generation_;
   const size_t first = FirstStretch(index);

@@ -9,6 +9,7 @@
 
 #include "CLI/CLI.hpp"
 #include "tools/command.h"
+#include "tools/fsck_command.h"
 #include "tools/gentrace_command.h"
 #include "tools/replay_command.h"
 #include "tools/ssd_command.h"
@@ -36,6 +37,7 @@ int main(int argc, char** argv) {
   terrace::AddReplayCommand(app, run);
   terrace::AddGentraceCommand(app, run);
   terrace::AddSsdCommand(app, run);
+  terrace::AddFsckCommand(app, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
