@@ -301,7 +301,7 @@ void TierManager::VerifyAndCopyUp(absl::Span<Flight* const> flights) {
                                             flight->bytes.iov_len);
     flight->verified = flight->error == 0 &&
                        FirstCorruptPage(bytes, flight->checksums) == flight->checksums.size();
-    flight->unopened = flight->verified && flight->cipher != nullptr && !OpenBlock(*flight);
+    flight->unopened = flight->verified && flight->sealed && !OpenBlock(*flight);
     flight->verified = flight->verified && !flight->unopened;
     flight->in_target = flight->verified;
     if (!flight->verified || !flight->bounce) continue;
