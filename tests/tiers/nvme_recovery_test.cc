@@ -254,6 +254,25 @@ TEST_F(NvmeRecoveryTest, VoidPlacesHoldNothing) {
   EXPECT_EQ(PageOf(*placement, 2), tier_.Start(0) + 3);
 }
 
+TEST_F(NvmeRecoveryTest, EncryptedBlocksComeBackWithTheirKeys) {
+  const KeyName name = {.space = 7, .check = 1234};
+  tier_.Seal({Group(3, 0, 1, {{.number = 1, .key = name}, {2}})});
+  key_index_ = [&](const KeyName& found) { return found == name ? KeyIndex{5} : KeyIndex{6}; };
+  const std::unique_ptr<Placement> placement = Recovered();
+  const BlockDirectory& directory = placement->directory();
+  EXPECT_EQ(directory[directory.Find(Id(1))].key, KeyIndex{5});
+  EXPECT_EQ(directory[directory.Find(Id(2))].key, kNoKey);
+}
+
+TEST_F(NvmeRecoveryTest, AnEncryptedBlockOfOneKeyTooManyIsNoPlainOneAndHidesItsOlderCopies) {
+  tier_.Seal({Group(3, 0, 1, {{1}, {2}})});
+  tier_.Seal({Group(0, 0, 7, {{.number = 1, .key = KeyName{7, 1234}}, {3}})});
+  key_index_ = [](const KeyName&) { return kNoKey; };
+  const std::unique_ptr<Placement> placement = Recovered();
+  EXPECT_FALSE(Known(*placement, 1));
+  EXPECT_TRUE(Known(*placement, 2) && Known(*placement, 3));
+}
+
 TEST_F(NvmeRecoveryTest, WhatLayHiddenBehindATornGroupNeverComesBack) {
   tier_.Write(Group(1, 0, 7, {{1}, {4}}));
   tier_.Write(Group(1, 2, 7, {{2}, {3}}));  // the group before it, 8, never reached the device
