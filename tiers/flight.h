@@ -35,7 +35,8 @@ struct Flight {
   Flight* next = nullptr;         // in the same request
   const Flight* first = nullptr;  // of the same request; may be this one
 
-  // What opens the block once it is verified; null when it is not encrypted, or stays so.
+  bool sealed = false;  // encrypted, and to be opened once it is verified
+  // What opens it; null when its key has gone since the read was asked for.
   std::shared_ptr<const BlockCipher> cipher;
   BlockSeal seal;
   BlockAssociation association;

@@ -134,6 +134,10 @@ class Recovery {
       if (dropped_.contains(record.id)) continue;
       const PageIndex place{static_cast<uint32_t>(page)};
       const KeyIndex key = record.key ? key_index_(*record.key) : kNoKey;
+      if (record.key && key == kNoKey) {  // there are too many keys
+        dropped_.insert(record.id);
+        continue;
+      }
       const Retention retention = survey.RetentionOf(geometry_, page, record);
       if (!placement_.RecoverBlock(record.id, place, retention, key)) continue;
       std::copy(record.checksums.begin(), record.checksums.end(),

@@ -101,12 +101,13 @@ absl::Status TierManager::PutOne(const BlockWrite& block) {
   absl::Span<PageChecksum> checksums;
   {
     absl::MutexLock lock(&mu_);
-    const KeyIndex key = block.space ? keys_.Current(*block.space) : kNoKey;
-    if (block.space && key == kNoKey) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("put: the key of namespace ", *block.space, " is not here"));
-    }
     for (int idle_rounds = 0, rounds = 0;; ++rounds) {
+      // Anew in each round: the key may go while the lock is let go.
+      const KeyIndex key = block.space ? keys_.Current(*block.space) : kNoKey;
+      if (block.space && key == kNoKey) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("put: the key of namespace ", *block.space, " is not here"));
+      }
       const uint64_t seen = landings_;
       FollowBudget();
       const Placement::PutReservation reservation =

@@ -101,13 +101,15 @@ bool TierManager::SealGroup() {
 void TierManager::PrepareToOpen(Flight& flight, const Fill& fill) {
   flight.cipher.reset();
   flight.unopened = false;
-  if (fill.key == kNoKey || fill.raw) return;
+  flight.sealed = fill.key != kNoKey && !fill.raw;
+  if (!flight.sealed) return;
   flight.cipher = keys_.cipher(fill.key);
   flight.seal = placement_->nvme()->seal(fill.page);
   flight.association = {fill.id, keys_.name(fill.key).space, placement_->nvme()->epoch()};
 }
 
 bool TierManager::OpenBlock(const Flight& flight) {
+  if (flight.cipher == nullptr) return false;
   const absl::Span<std::byte> bytes(static_cast<std::byte*>(flight.bytes.iov_base),
                                     flight.bytes.iov_len);
   return flight.cipher->Open(flight.association.bytes(), bytes, flight.seal, bytes).ok();

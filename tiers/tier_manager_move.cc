@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <utility>
 
 #include "absl/container/inlined_vector.h"
@@ -154,6 +155,11 @@ void TierManager::PrepareGroup(size_t index) {
       }
     }
     records.push_back(record);
+    if (!record.valid && !write.is_sealed[i] && write.sealed.size() > 0) {
+      // What was to come here may be a block that must not reach the disk in plain form.
+      std::memset(write.sealed.data() + i * options_.block_bytes, 0, options_.block_bytes);
+      write.is_sealed[i] = true;
+    }
     std::byte* const bytes = write.is_sealed[i] ? write.sealed.data() + i * options_.block_bytes
                                                 : memory_->Address(block.source);
     write.vectors.push_back({bytes, options_.block_bytes});
@@ -297,7 +303,7 @@ bool TierManager::Verify(Flight& flight) const {
   if (checksums_ && FirstCorruptPage(bytes, flight.checksums) < flight.checksums.size()) {
     return false;
   }
-  flight.unopened = flight.cipher != nullptr && !OpenBlock(flight);
+  flight.unopened = flight.sealed && !OpenBlock(flight);
   return !flight.unopened;
 }
 

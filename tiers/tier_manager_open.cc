@@ -263,7 +263,7 @@ absl::Status TierManager::Recover(uint64_t epoch) {
       reader,
       [&](const KeyName& name) {
         const KeyIndex key = keys->IndexOf(name);
-        placement->SetKeyReady(key, false);
+        if (key != kNoKey) placement->SetKeyReady(key, false);
         return key;
       },
       *placement);

@@ -1,0 +1,115 @@
+// The records that say what happened to a segment after its groups were written.
+
+#include <optional>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "tests/support/nvme_tier_fixture.h"
+#include "tiers/nvme_tier.h"
+
+namespace terrace {
+namespace {
+
+using NvmeTierManifest = NvmeTierFixture;
+
+TEST_F(NvmeTierManifest, MarksAreWrittenWhenTheManifestIsAskedFor) {
+  const SegmentIndex segment = SealOne();
+  tier_.MarkDead(Block(segment));
+  tier_.ReverseRetention(Block(segment, 5));
+  EXPECT_EQ(Next(), std::nullopt);
+  EXPECT_FALSE(tier_.manifest_pending());
+  tier_.RequestManifest();
+  EXPECT_TRUE(tier_.manifest_pending());
+  const UpkeepTask task = Next(Kind::kManifest);
+  EXPECT_EQ(task.segment, segment);
+  EXPECT_EQ(task.number, 1u);
+  const ManifestRecord record = tier_.manifest_record(segment);
+  EXPECT_EQ(record.version, 1u);
+  EXPECT_EQ(record.segment_generation, 1u);
+  EXPECT_EQ(record.durable_pages, 3u);
+  EXPECT_EQ(record.dead, (std::vector<bool>{true, false, false, false, false, false}));
+  EXPECT_EQ(record.reversed, (std::vector<bool>{false, false, false, true, false, false}));
+  EXPECT_TRUE(tier_.manifest_pending());
+  tier_.UpkeepDone(task);
+  EXPECT_FALSE(tier_.manifest_pending());
+  tier_.RequestManifest();  // nothing changed since
+  EXPECT_FALSE(tier_.manifest_pending());
+  tier_.ReverseRetention(Block(segment, 5));
+  tier_.RequestManifest();
+  EXPECT_EQ(Next(Kind::kManifest).number, 2u);
+  EXPECT_FALSE(tier_.manifest_record(segment).reversed[3]);
+}
+
+TEST_F(NvmeTierManifest, MarksThatComeWhileARecordIsInFlightAreWrittenAgain) {
+  const SegmentIndex segment = SealOne();
+  tier_.MarkDead(Block(segment));
+  tier_.RequestManifest();
+  const UpkeepTask first = Next(Kind::kManifest);
+  tier_.MarkDead(Block(segment, 5));
+  tier_.RequestManifest();
+  EXPECT_EQ(Next(), std::nullopt);  // two copies in flight could leave neither
+  tier_.UpkeepDone(first);
+  EXPECT_TRUE(tier_.manifest_pending());
+  const UpkeepTask second = Next(Kind::kManifest);
+  EXPECT_EQ(second.number, first.number + 1);
+  const ManifestRecord record = tier_.manifest_record(segment);
+  EXPECT_TRUE(record.dead[0] && record.dead[3]);
+  tier_.UpkeepDone(second);
+  EXPECT_FALSE(tier_.manifest_pending());
+}
+
+TEST_F(NvmeTierManifest, ASegmentThatFallsFreeWhileItsMarksAreInFlightIsRecordedAsFreeAfterwards) {
+  const SegmentIndex segment = SealOne();
+  tier_.MarkDead(Block(segment));
+  tier_.Remove(Block(segment), false);
+  tier_.RequestManifest();
+  const UpkeepTask marks = Next(Kind::kManifest);
+  EXPECT_FALSE(tier_.manifest_record(segment).freed);
+  tier_.Retire(segment);
+  tier_.UpkeepDone(marks);
+  EXPECT_EQ(tier_.phase(segment), SegmentPhase::kFreeing);
+  Do(Kind::kManifest);
+  EXPECT_TRUE(tier_.manifest_record(segment).freed);
+  EXPECT_EQ(tier_.phase(segment), SegmentPhase::kFreeSync);
+}
+
+TEST_F(NvmeTierManifest, AMarkSaysHowMuchOfTheOpenSegmentIsDurable) {
+  const SegmentIndex segment = Append();
+  tier_.RequestMark();
+  EXPECT_EQ(Next(), std::nullopt);  // nothing is durable
+  GroupWritten(segment);
+  Append();
+  written_pages_ = 3;  // the second group is not written
+  tier_.RequestSync();
+  const UpkeepTask sync = Next(Kind::kSync);
+  GroupWritten(segment);
+  written_pages_.reset();
+  tier_.UpkeepDone(sync);
+  tier_.RequestMark();
+  const UpkeepTask mark = Next(Kind::kManifest);
+  EXPECT_EQ(tier_.manifest_record(segment).durable_pages, 3u);
+  tier_.UpkeepDone(mark);
+  tier_.RequestMark();  // nothing has changed
+  EXPECT_FALSE(tier_.manifest_pending());
+  tier_.RequestSync();
+  Do(Kind::kSync);
+  tier_.RequestMark();
+  Do(Kind::kManifest);
+  EXPECT_EQ(tier_.manifest_record(segment).durable_pages, 6u);
+}
+
+TEST_F(NvmeTierManifest, OneSyncAtATimeIsInFlight) {
+  const uint64_t first = tier_.RequestSync();
+  const UpkeepTask sync = Next(Kind::kSync);
+  const uint64_t second = tier_.RequestSync();
+  EXPECT_GT(second, first);  // the one in flight may have missed something
+  EXPECT_EQ(Next(), std::nullopt);
+  tier_.UpkeepDone(sync);
+  EXPECT_TRUE(tier_.Synced(first));
+  EXPECT_FALSE(tier_.Synced(second));
+  Do(Kind::kSync);
+  EXPECT_TRUE(tier_.Synced(second));
+}
+
+}  // namespace
+}  // namespace terrace
