@@ -252,8 +252,18 @@ bool NvmeTier::RestoreHeaders(SegmentIndex segment,
   return true;
 }
 
+bool NvmeTier::MarkedBehindEnd(SegmentIndex segment) const {
+  const size_t first = FirstStretch(segment);
+  for (size_t i = first + At(segment).used_pages / geometry_.pages_per_block;
+       i < first + stretches_; ++i) {
+    if (dead_[i] || reversed_[i]) return true;
+  }
+  return false;
+}
+
 void NvmeTier::ReopenNewest() {
   if (sealed_.empty() || At(sealed_.back()).phase != SegmentPhase::kSealSync) return;
+  if (MarkedBehindEnd(sealed_.back())) return;
   open_ = sealed_.back();
   sealed_.pop_back();
   awaiting_.erase(std::find(awaiting_.begin(), awaiting_.end(), *open_));

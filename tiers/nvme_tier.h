@@ -171,7 +171,8 @@ class NvmeTier {
   // there are too many of them.
   bool RestoreHeaders(SegmentIndex segment, absl::Span<const absl::Span<const std::byte>> headers,
                       absl::Span<const PageIndex> bases);
-  // The newest segment goes on where it ended if it was not sealed. Last of all.
+  // The newest segment goes on where it ended if it was not sealed, unless its manifest marks
+  // places behind that: their groups were lost, and others would inherit the marks. Last of all.
   void ReopenNewest();
   void RestoreGeneration(uint64_t last) { next_generation_ = last + 1; }
 
@@ -220,6 +221,7 @@ class NvmeTier {
   // Where entries_ keeps the block at `page`: blocks start in different stretches.
   size_t Stretch(PageIndex page) const;
   size_t FirstStretch(SegmentIndex segment) const;
+  bool MarkedBehindEnd(SegmentIndex segment) const;
   PageIndex SegmentStart(SegmentIndex segment) const {
     return PageIndex{static_cast<uint32_t>(geometry_.SegmentPage(segment))};
   }

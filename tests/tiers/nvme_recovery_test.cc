@@ -352,6 +352,17 @@ TEST_F(NvmeRecoveryTest, RetentionIsWhatItWasChangedTo) {
   EXPECT_EQ(placement->nvme()->owned_blocks(SegmentIndex{3}), 1u);
 }
 
+TEST_F(NvmeRecoveryTest, MarksOfALostGroupAreNotInheritedByTheNextOneInItsPlace) {
+  for (const size_t mark : {size_t{1}, size_t{3}}) {
+    tier_.Write(Group(2, 0, 5, {{1}, {2}}));
+    ManifestRecord record = tier_.Record(2, /*use=*/5, /*version=*/1);
+    record.dead[mark] = true;
+    tier_.WriteManifest(record, 1);
+    const bool lost = mark == 3;  // of the second group
+    EXPECT_EQ(Recovered()->nvme()->has_open_segment(), !lost);
+  }
+}
+
 TEST_F(NvmeRecoveryTest, AFreedSegmentHoldsNothingAndItsVersionsGoOn) {
   tier_.Seal({Group(3, 0, 1, {{1}, {2}})});
   ManifestRecord record = tier_.Record(3, /*use=*/1, /*version=*/8);
