@@ -116,6 +116,7 @@ void TierManager::PrepareFlight(Flight& flight, Place target) {
 
 void TierManager::CollectGroups(GroupBatch& writes) {
   const auto write = [&](size_t index) {
+    mu_.AssertHeld();
     PrepareGroup(index);
     writes.push_back(&group_writes_[index].request);
   };
