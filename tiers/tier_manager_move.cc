@@ -55,6 +55,7 @@ void TierManager::StartTransfers(Lane* lane) {
 
 void TierManager::CollectGroups(GroupBatch& writes) {
   const auto write = [&](size_t index) {
+    mu_.AssertHeld();
     PrepareGroup(index);
     writes.push_back(&group_writes_[index].request);
   };
