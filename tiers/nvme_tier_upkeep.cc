@@ -40,7 +40,10 @@ void NvmeTier::ManifestChanged(SegmentIndex index) {
 }
 
 void NvmeTier::RequestManifest() {
-  for (SegmentIndex segment : changed_) QueueManifest(segment);
+  for (SegmentIndex segment : changed_) {
+    // Unless a record that was begun since has it.
+    if (At(segment).manifest_stale) QueueManifest(segment);
+  }
   changed_.clear();
 }
 

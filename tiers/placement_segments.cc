@@ -75,6 +75,9 @@ void Placement::EvictSegment(SegmentIndex victim) {
       continue;
     }
     if (last_tier) ++stats_.evicted_blocks;
+    // The segment may stay for what is kept of it: this block must not come back with it after a
+    // Drop, which knows it no more.
+    nvme_->MarkDead(block.page);
     DropNvmeCopy(entry);
   }
   nvme_->Retire(victim);
