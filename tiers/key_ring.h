@@ -49,7 +49,7 @@ class KeyRing {
 
   std::vector<Key> keys_;
   absl::flat_hash_map<std::pair<uint64_t, uint64_t>, KeyIndex> known_;  // by name
-  absl::flat_hash_map<uint64_t, KeyIndex> current_;  // by namespace
+  absl::flat_hash_map<uint64_t, KeyIndex> current_;                     // by namespace
 };
 
 }  // namespace terrace

@@ -32,8 +32,8 @@ NvmeGeometry Derive(uint32_t pages_per_block, uint32_t segment_pages) {
   }
   geometry.header_pages = Pages(MaxGroupHeaderBytes(pages_per_block, geometry.group_blocks));
   // As if all of the segment were data, which is a little more than it needs.
-  geometry.footer_pages = Pages(MaxFooterBytes(pages_per_block, geometry.header_pages,
-                                               geometry.group_blocks, segment_pages));
+  geometry.footer_pages = Pages(
+      MaxFooterBytes(pages_per_block, geometry.header_pages, geometry.group_blocks, segment_pages));
   const uint32_t stretches = (segment_pages + pages_per_block - 1) / pages_per_block;
   geometry.manifest_pages = Pages(ManifestRecordBytes(stretches));
   return geometry;

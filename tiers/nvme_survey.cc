@@ -29,8 +29,7 @@ absl::Status NvmeReader::Read(absl::Span<Piece> pieces) {
     batch.push_back(&requests[i]);
   }
   for (size_t first = 0; first < batch.size(); first += kMaxBatch) {
-    const absl::Span<IoRequest* const> some =
-        absl::MakeConstSpan(batch).subspan(first, kMaxBatch);
+    const absl::Span<IoRequest* const> some = absl::MakeConstSpan(batch).subspan(first, kMaxBatch);
     const absl::Status status = run_(some);
     for (size_t i = first; i < first + some.size(); ++i) {
       pieces[i].readable =
@@ -100,7 +99,9 @@ absl::Status SurveySegments(
   const size_t header_bytes = size_t{geometry.header_pages} * kPageBytes;
   const size_t footer_bytes = size_t{geometry.footer_pages} * kPageBytes;
   const size_t each = kManifestCopies * manifest_bytes + header_bytes + footer_bytes;
-  constexpr uint32_t kAtOnce = NvmeReader::kMaxBatch / 3;
+  // A request for each copy, because a bad sector fails the whole of one.
+  constexpr uint32_t kPieces = kManifestCopies + 2;
+  constexpr uint32_t kAtOnce = NvmeReader::kMaxBatch / kPieces;
   absl::StatusOr<AlignedBuffer> buffer = AlignedBuffer::Create(kAtOnce * each);
   if (!buffer.ok()) return buffer.status();
   for (uint32_t start = 0; start < geometry.segment_count; start += kAtOnce) {
@@ -109,22 +110,27 @@ absl::Status SurveySegments(
     for (uint32_t i = 0; i < count; ++i) {
       const SegmentIndex segment{start + i};
       absl::Span<std::byte> at = buffer->span().subspan(i * each, each);
-      pieces.push_back({.page = geometry.ManifestPage(segment, 0),
-                        .bytes = at.first(kManifestCopies * manifest_bytes)});
-      at.remove_prefix(kManifestCopies * manifest_bytes);
+      for (uint32_t copy = 0; copy < kManifestCopies; ++copy) {
+        pieces.push_back(
+            {.page = geometry.ManifestPage(segment, copy), .bytes = at.first(manifest_bytes)});
+        at.remove_prefix(manifest_bytes);
+      }
       pieces.push_back({.page = geometry.SegmentPage(segment), .bytes = at.first(header_bytes)});
       at.remove_prefix(header_bytes);
       pieces.push_back({.page = geometry.FooterPage(segment), .bytes = at});
     }
     if (absl::Status status = reader.Read(absl::MakeSpan(pieces)); !status.ok()) return status;
     for (uint32_t i = 0; i < count; ++i) {
-      const NvmeReader::Piece* piece = &pieces[size_t{3} * i];
+      const NvmeReader::Piece* piece = &pieces[size_t{kPieces} * i];
+      const auto readable = [](const NvmeReader::Piece& piece) {
+        return piece.readable ? piece.bytes : absl::Span<std::byte>();
+      };
       SegmentBytes bytes;
-      for (uint32_t copy = 0; copy < kManifestCopies && piece[0].readable; ++copy) {
-        bytes.manifest[copy] = piece[0].bytes.subspan(copy * manifest_bytes, manifest_bytes);
+      for (uint32_t copy = 0; copy < kManifestCopies; ++copy) {
+        bytes.manifest[copy] = readable(piece[copy]);
       }
-      if (piece[1].readable) bytes.header = piece[1].bytes;
-      if (piece[2].readable) bytes.footer = piece[2].bytes;
+      bytes.header = readable(piece[kManifestCopies]);
+      bytes.footer = readable(piece[kManifestCopies + 1]);
       visit(Survey(geometry, epoch, SegmentIndex{start + i}, bytes), bytes);
     }
   }
@@ -166,8 +172,8 @@ absl::StatusOr<SegmentWalk> WalkSegment(NvmeReader& reader, const NvmeGeometry& 
         const absl::Span<const std::byte> block =
             piece.bytes.subspan(size_t{geometry.group_pages(i)} * kPageBytes,
                                 size_t{geometry.pages_per_block} * kPageBytes);
-        whole = !record.valid ||
-                FirstCorruptPage(block, record.checksums) == record.checksums.size();
+        whole =
+            !record.valid || FirstCorruptPage(block, record.checksums) == record.checksums.size();
         walk.verified_bytes += block.size();
       }
       if (!whole) {

@@ -82,8 +82,8 @@ struct SegmentWalk {
   };
   std::vector<Group> groups;
   uint32_t used_pages = 0;
-  uint32_t torn_groups = 0;     // whose data is not what their header says; the walk ended there
-  uint32_t damaged_pages = 0;   // that must be there and belong to no group
+  uint32_t torn_groups = 0;    // whose data is not what their header says; the walk ended there
+  uint32_t damaged_pages = 0;  // that must be there and belong to no group
   uint64_t verified_bytes = 0;
 };
 

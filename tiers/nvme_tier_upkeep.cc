@@ -161,8 +161,7 @@ ManifestRecord NvmeTier::manifest_record(SegmentIndex index) const {
   record.segment_generation = segment.generation;
   record.version = segment.manifest_version;
   record.segment = index;
-  record.freed =
-      segment.phase >= SegmentPhase::kFreeing || segment.phase == SegmentPhase::kFree;
+  record.freed = segment.phase >= SegmentPhase::kFreeing || segment.phase == SegmentPhase::kFree;
   record.durable_pages = segment.marked_pages;
   record.dead.assign(dead_.begin() + first, dead_.begin() + first + stretches_);
   record.reversed.assign(reversed_.begin() + first, reversed_.begin() + first + stretches_);

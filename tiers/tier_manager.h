@@ -162,6 +162,9 @@ class TierManager {
   // And waiting ends: transfers of others may go on for ever without making room here.
   static constexpr int kMaxRounds = 10000;
   static constexpr size_t kUpkeepWrites = 4;
+  // Blocks that one turn of work lands: enough to amortise the lock and the copy engine's start,
+  // few enough that the first of them is not kept waiting for the last.
+  static constexpr size_t kWorkBatch = 16;
 
   friend class Lease;
   friend class Ticket;

@@ -156,15 +156,6 @@ void TierManager::StopNvmeWrites(const absl::Status& error) {
   nvme_error_.Update(error);
 }
 
-NvmeHealth TierManager::Health() const {
-  if (nvme_abandoned_) return NvmeHealth::kOutOfService;
-  if (!placement_->nvme_accepts()) return NvmeHealth::kReadOnly;
-  const bool faults = faults_.failed_reads + faults_.corrupt_reads + faults_.unopened_blocks +
-                          faults_.failed_writes + faults_.failed_syncs >
-                      0;
-  return faults ? NvmeHealth::kDegraded : NvmeHealth::kHealthy;
-}
-
 void TierManager::SpendBudget(const IoRequest& request) {
   if (budget_.bytes_per_day() == 0) return;
   uint64_t bytes = 0;

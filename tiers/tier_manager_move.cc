@@ -12,18 +12,11 @@
 namespace terrace {
 namespace {
 
-// Blocks that one turn of work lands: enough to amortise the lock and the copy engine's start, few
-// enough that the first of them is not kept waiting for the last.
-constexpr size_t kWorkBatch = 16;
-
 // Of so many reads, one in kHeldBackShare goes to the device once the first have come back. Some
 // disks report their whole queue at once, when they are done with it; then the reads that were held
 // back are under way while the others are verified.
 constexpr size_t kMinSplitReads = 24;
 constexpr size_t kHeldBackShare = 5;
-
-// A disk that fails so many reads in a row is given up: each of them may have taken its time.
-constexpr uint64_t kMaxReadFailures = 64;
 
 }  // namespace
 
@@ -60,63 +53,9 @@ void TierManager::StartTransfers(Lane* lane) {
   submit(IoClass::kDemand, reads);
 }
 
-void TierManager::CollectReads(FlightBatch& demand, FlightBatch& prefetch, FlightBatch& rewrite) {
-  // They have their slots already, and may be what others wait for.
-  while (!idle_flights_.empty()) {
-    const std::optional<Place> place = placement_->NextRewriteRead();
-    if (!place) break;
-    StartFlight(*place, rewrite);
-  }
-  const bool may_bounce = options_.hbm_bytes > 0;
-  while (!idle_flights_.empty()) {
-    if (may_bounce && placement_->table(Pool::kTransit).free_count() == 0) break;
-    const std::optional<Place> place =
-        placement_->NextRead(/*allow_prefetch=*/prefetch_flights_ < flights_.size() / 2);
-    if (!place) break;
-    const bool hinted = placement_->table(place->pool).fill(place->slot).prefetch;
-    if (hinted) ++prefetch_flights_;
-    StartFlight(*place, hinted ? prefetch : demand);
-  }
-  coalescer_->Coalesce(demand);
-  coalescer_->Coalesce(prefetch);
-  coalescer_->Coalesce(rewrite);
-  for (const size_t index : split_flights_) {
-    Flight& flight = flights_[index];
-    coalescer_->PrepareAlone(flight);
-    (flight.prefetch ? prefetch : demand).push_back(&flight);
-  }
-  split_flights_.clear();
-}
-
-void TierManager::StartFlight(Place place, FlightBatch& batch) {
-  Flight& flight = flights_[idle_flights_.back()];
-  idle_flights_.pop_back();
-  PrepareFlight(flight, place);
-  batch.push_back(&flight);
-}
-
-void TierManager::PrepareFlight(Flight& flight, Place target) {
-  const Fill& fill = placement_->table(target.pool).fill(target.slot);
-  flight.target = target;
-  flight.bounce = target.pool == Pool::kHbm ? placement_->TakeBounce() : std::nullopt;
-  flight.checksums = placement_->nvme()->checksums(fill.page, fill.page_count);
-  flight.prefetch = fill.prefetch;
-  flight.retried = false;
-  flight.error = 0;
-  flight.verified = false;
-  flight.in_target = false;
-  flight.offset = static_cast<uint64_t>(fill.page) * kPageBytes;
-  // Read when the bytes have come, long after this.
-  __builtin_prefetch(&flight.checksums.front());
-  __builtin_prefetch(&flight.checksums.back());
-  flight.bytes = {
-      memory_->Address(flight.bounce.value_or(target)) + size_t{fill.first_page} * kPageBytes,
-      size_t{fill.page_count} * kPageBytes};
-  PrepareToOpen(flight, fill);
-}
-
 void TierManager::CollectGroups(GroupBatch& writes) {
   const auto write = [&](size_t index) {
+    mu_.AssertHeld();
     PrepareGroup(index);
     writes.push_back(&group_writes_[index].request);
   };
@@ -213,43 +152,6 @@ bool TierManager::DriveLane(Lane& lane) {
   return true;
 }
 
-void TierManager::EndRead(Flight& first) {
-  const bool shared = first.next != nullptr;
-  const int error = first.request.error;
-  if (error != 0) ++faults_.failed_reads;
-  if (!shared && error != 0) {
-    if (ReadAgain(first)) return;
-    if (nvme_read_error_.ok()) nvme_read_error_ = device_->StatusOf(first.request);
-  }
-  std::vector<size_t>& ended = shared && error != 0 ? split_flights_ : arrived_flights_;
-  for (Flight* flight = &first; flight != nullptr; flight = flight->next) {
-    flight->error = error;
-    ended.push_back(flight->index);
-  }
-}
-
-// A second try alone: what failed may have been on the way.
-bool TierManager::ReadAgain(Flight& flight) {
-  if (flight.retried) return false;
-  flight.retried = true;
-  flight.next = nullptr;
-  split_flights_.push_back(flight.index);
-  return true;
-}
-
-void TierManager::CountRead(const Flight& flight) {
-  if (flight.verified) {
-    reads_failed_in_a_row_ = 0;
-    if (flight.retried) ++faults_.mended_reads;
-    return;
-  }
-  if (flight.error != 0 && ++reads_failed_in_a_row_ >= kMaxReadFailures && !nvme_abandoned_) {
-    nvme_abandoned_ = true;
-    StopNvmeWrites(nvme_read_error_);
-    placement_->AbandonNvme();
-  }
-}
-
 bool TierManager::DoSomeWork(Lane* lane) {
   const bool worked = FinishArrived() || RunCopies() || SealGroup();
   if (!worked) return false;
@@ -258,72 +160,6 @@ bool TierManager::DoSomeWork(Lane* lane) {
   progress_.SignalAll();
   NudgeMover();
   return true;
-}
-
-bool TierManager::FinishArrived() {
-  if (arrived_flights_.empty()) return false;
-  absl::InlinedVector<size_t, kWorkBatch> taken;
-  absl::InlinedVector<Flight*, kWorkBatch> flights;
-  const size_t count = std::min(arrived_flights_.size(), kWorkBatch);
-  for (size_t i = 0; i < count; ++i) {
-    taken.push_back(arrived_flights_[i]);
-    flights.push_back(&flights_[arrived_flights_[i]]);
-  }
-  arrived_flights_.erase(arrived_flights_.begin(), arrived_flights_.begin() + count);
-  mu_.Unlock();
-  VerifyAndCopyUp(flights);
-  mu_.Lock();
-  for (size_t index : taken) {
-    Flight& flight = flights_[index];
-    if (!flight.verified && flight.error == 0) {
-      ++(flight.unopened ? faults_.unopened_blocks : faults_.corrupt_reads);
-      if (ReadAgain(flight)) continue;
-    }
-    CountRead(flight);
-    if (flight.bounce) placement_->ReturnBounce(*flight.bounce);
-    if (flight.in_target) {
-      if (flight.bounce) hbm_copied_bytes_ += flight.bytes.iov_len;
-      placement_->FillLanded(flight.target);
-    } else {
-      placement_->FillFailed(flight.target, /*source_lost=*/!flight.verified);
-    }
-    if (flight.prefetch) --prefetch_flights_;
-    flight.prefetch = false;
-    flight.cipher.reset();
-    idle_flights_.push_back(index);
-  }
-  return true;
-}
-
-// Whether the bytes are those that were put; decrypts them where they arrived.
-bool TierManager::Verify(Flight& flight) const {
-  if (flight.error != 0) return false;
-  const absl::Span<const std::byte> bytes(static_cast<std::byte*>(flight.bytes.iov_base),
-                                          flight.bytes.iov_len);
-  if (checksums_ && FirstCorruptPage(bytes, flight.checksums) < flight.checksums.size()) {
-    return false;
-  }
-  flight.unopened = flight.sealed && !OpenBlock(flight);
-  return !flight.unopened;
-}
-
-void TierManager::VerifyAndCopyUp(absl::Span<Flight* const> flights) {
-  absl::InlinedVector<Copy, kWorkBatch> copies;
-  for (Flight* flight : flights) {
-    const absl::Span<const std::byte> bytes(static_cast<std::byte*>(flight->bytes.iov_base),
-                                            flight->bytes.iov_len);
-    flight->verified = Verify(*flight);
-    flight->in_target = flight->verified;
-    if (!flight->verified || !flight->bounce) continue;
-    copies.push_back({.source = bytes.data(),
-                      .destination = memory_->Address(flight->target),
-                      .bytes = bytes.size(),
-                      .direction = CopyDirection::kHostToDevice});
-  }
-  if (copies.empty() || memory_->CopyAndWait(copies).ok()) return;
-  for (Flight* flight : flights) {
-    if (flight->bounce) flight->in_target = false;
-  }
 }
 
 bool TierManager::RunCopies() {
@@ -367,17 +203,6 @@ bool TierManager::AwaitProgress(uint64_t seen, absl::Time deadline) {
   --waiters_;
   NudgeMover();
   return true;
-}
-
-void TierManager::RaisePrefetches(absl::Span<const FetchItem> items) {
-  for (const FetchItem& item : items) {
-    if (!item.was_prefetching) continue;
-    for (Flight& flight : flights_) {
-      if (!flight.prefetch || flight.target != item.place) continue;
-      // The request of another flight may carry it, and is the same for the device either way.
-      scheduler_->Raise(&flights_[flight.first->index].request, IoClass::kDemand);
-    }
-  }
 }
 
 void TierManager::NudgeMover() {

@@ -33,6 +33,7 @@ ReplayReport ExampleReport() {
   report.tiers.nvme_written_bytes = 5u << 20;
   report.tiers.hbm_copied_bytes = 7u << 20;
   report.tiers.nvme_peak_bytes = 1u << 30;
+  report.tiers.nvme_health = NvmeHealth::kHealthy;
   report.tiers.device.path = "/dir/terrace.kv";
   report.tiers.device.engine = IoEngine::kThreads;
   report.tiers.device.engine_reason = "asked for";
