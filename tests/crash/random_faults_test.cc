@@ -32,9 +32,8 @@ namespace {
 
 constexpr uint64_t kDefaultOperations = 40'000;
 constexpr uint64_t kMostOperations = 4000;  // of one manager
+constexpr uint64_t kOperationsAfter = 300;  // once the tier takes no writes
 constexpr int kManagers = 6;                // that follow each other on one disk
-// Calls once the tier takes no writes.
-constexpr uint64_t kOperationsAfter = 300;
 
 // How often the requests of one manager go wrong.
 struct Faults {
@@ -161,7 +160,7 @@ class FaultyDisk {
     const NvmeGeometry geometry = *PlanNvmeGeometry(nvme_bytes, block_bytes);
     const uint64_t fit =
         uint64_t{geometry.segment_count} * geometry.blocks_per_segment() + hbm_slots + dram_slots;
-    model_ = std::make_unique<PromiseModel>(fit * (3 + Draw(10)) / 8);
+    model_ = std::make_unique<PromiseModel>(std::max<uint64_t>(6, fit * (3 + Draw(10)) / 8));
     MemoryDeviceOptions memory;
     memory.size_bytes = geometry.total_bytes();
     memory_ = *MemoryDevice::Create(std::move(memory));
@@ -193,9 +192,8 @@ class FaultyDisk {
     if (!faults_at_open) Arm(control, releaser, faults);
     const bool drops = Draw(2) == 0;
     Work(manager, drops);
-    const bool lied = control.torn_count() > 0 && faults.outcome == TornWrite::kReportsSuccess;
     const bool joined = options_.coalesce_read_bytes > 0;
-    lied_ = lied_ || lied;
+    lied_ |= control.torn_count() > 0 && faults.outcome == TornWrite::kReportsSuccess;
     CheckCounts(manager, control, faults,
                 {.errors = !faults_at_open,
                  .flips = !faults_at_open && !joined && !lied_,
