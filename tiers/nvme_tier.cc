@@ -5,11 +5,17 @@
 #include "io/check.h"
 
 namespace terrace {
+namespace {
+
+constexpr size_t kSectorBytes = 512;  // what a disk writes whole or not at all
+
+}  // namespace
 
 NvmeTier::NvmeTier(const NvmeGeometry& geometry, uint64_t epoch)
     : geometry_(geometry),
       epoch_(epoch),
       stretches_(geometry.stretches()),
+      manifest_tears_(ManifestRecordBytes(stretches_) > kSectorBytes),
       segments_(geometry.segment_count),
       entries_(size_t{geometry.segment_count} * stretches_, kNoEntry),
       checksums_(geometry.total_pages() - geometry.log_start()),

@@ -197,7 +197,8 @@ class NvmeTier {
     uint32_t marked_pages = 0;   // durable_pages in the last record
     uint64_t generation = 0;     // of this use, or the last one; 0: never used
     uint64_t manifest_version = 0;
-    uint64_t sync = 0;  // the sync that a phase waits for
+    uint64_t manifest_sync = 0;  // the sync that makes the last record durable
+    uint64_t sync = 0;           // the sync that a phase waits for
   };
   // The headers of a segment that is not sealed yet.
   struct Draft {
@@ -230,6 +231,7 @@ class NvmeTier {
   void Written(SegmentIndex segment);
   void Drained(SegmentIndex segment);
   void QueueManifest(SegmentIndex segment);
+  bool MayStart(const UpkeepTask& task) const;
   void ManifestChanged(SegmentIndex segment);
   void ManifestDone(SegmentIndex segment);
   void SyncDone(uint64_t number);
@@ -238,6 +240,7 @@ class NvmeTier {
   const NvmeGeometry geometry_;
   uint64_t epoch_;
   const uint32_t stretches_;
+  const bool manifest_tears_;  // a power cut may leave a part of a record
   std::vector<Segment> segments_;
   std::vector<EntryIndex> entries_;      // [segments, stretches_]
   std::vector<PageChecksum> checksums_;  // [pages of the log]

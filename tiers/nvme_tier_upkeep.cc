@@ -66,10 +66,18 @@ bool NvmeTier::upkeep_pending() const {
   return !due_.empty() || upkeep_in_flight_ > 0 || sync_wanted_ > syncs_started_;
 }
 
+// A record that may tear goes over the older copy, so the other one has to be durable by then.
+bool NvmeTier::MayStart(const UpkeepTask& task) const {
+  return task.kind != UpkeepTask::Kind::kManifest || !manifest_tears_ ||
+         At(task.segment).manifest_sync <= syncs_done_;
+}
+
 std::optional<UpkeepTask> NvmeTier::NextUpkeep(absl::FunctionRef<uint32_t(SegmentIndex)> written) {
-  if (!due_.empty()) {
-    UpkeepTask task = due_.front();
-    due_.pop_front();
+  const auto due = std::find_if(due_.begin(), due_.end(),
+                                [this](const UpkeepTask& task) { return MayStart(task); });
+  if (due != due_.end()) {
+    UpkeepTask task = *due;
+    due_.erase(due);
     if (task.kind == UpkeepTask::Kind::kManifest) {
       Segment& segment = At(task.segment);
       segment.manifest_queued = false;
@@ -80,6 +88,9 @@ std::optional<UpkeepTask> NvmeTier::NextUpkeep(absl::FunctionRef<uint32_t(Segmen
     }
     ++upkeep_in_flight_;
     return task;
+  }
+  for (const UpkeepTask& task : due_) {
+    sync_wanted_ = std::max(sync_wanted_, At(task.segment).manifest_sync);
   }
   const bool sync_in_flight = syncs_started_ > syncs_done_;
   if (sync_wanted_ <= syncs_started_ || sync_in_flight) return std::nullopt;
@@ -109,6 +120,7 @@ void NvmeTier::UpkeepDone(const UpkeepTask& task) {
 void NvmeTier::ManifestDone(SegmentIndex index) {
   Segment& segment = At(index);
   segment.manifest_writing = false;
+  segment.manifest_sync = syncs_started_ + 1;
   --manifest_pending_;
   if (segment.manifest_stale) {
     QueueManifest(index);

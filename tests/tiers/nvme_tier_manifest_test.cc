@@ -58,6 +58,34 @@ TEST_F(NvmeTierManifest, MarksThatComeWhileARecordIsInFlightAreWrittenAgain) {
   EXPECT_FALSE(tier_.manifest_pending());
 }
 
+TEST(NvmeTierLargeManifest, ARecordThatMayTearWaitsUntilTheOtherCopyIsDurable) {
+  constexpr size_t kBlock = 4 << 10;
+  NvmeTier tier(*PlanNvmeGeometry(uint64_t{256} << 20, kBlock), 1);
+  ASSERT_GT(ManifestRecordBytes(tier.geometry().stretches()), 512u);
+  const auto next = [&tier] {
+    const auto task = tier.NextUpkeep([](SegmentIndex) { return 0u; });
+    EXPECT_TRUE(task.has_value());
+    return task.value_or(UpkeepTask());
+  };
+  ASSERT_TRUE(tier.OpenNextSegment());
+  const PageIndex first = tier.append_point();
+  for (uint32_t i = 0; i < 3; ++i) {
+    tier.MarkDead(PageIndex{static_cast<uint32_t>(first) + 1 + i});
+    tier.RequestManifest();
+    if (i > 0) {
+      const UpkeepTask sync = next();
+      ASSERT_EQ(sync.kind, UpkeepTask::Kind::kSync);
+      EXPECT_EQ(tier.NextUpkeep([](SegmentIndex) { return 0u; }), std::nullopt);
+      tier.UpkeepDone(sync);
+    }
+    const UpkeepTask record = next();
+    ASSERT_EQ(record.kind, UpkeepTask::Kind::kManifest);
+    EXPECT_EQ(record.number, i + 1);
+    tier.UpkeepDone(record);
+  }
+  EXPECT_FALSE(tier.manifest_pending());
+}
+
 TEST_F(NvmeTierManifest, ASegmentThatFallsFreeWhileItsMarksAreInFlightIsRecordedAsFreeAfterwards) {
   const SegmentIndex segment = SealOne();
   tier_.MarkDead(Block(segment));

@@ -100,7 +100,7 @@ TEST(ReplayJsonTest, KeepsLargeCountsWhole) {
 
 TEST(ReplayJsonTest, NamesNoEngineWithoutAnNvmeTier) {
   ReplayReport report = ExampleReport();
-  report.tiers.device = {};
+  report.tiers.nvme_health = NvmeHealth::kAbsent;
   EXPECT_EQ(ReplayJson(report)["engine"], "none");
   EXPECT_THAT(ReplayText(report), ContainsRegex("NVMe engine +none\n"));
 }
