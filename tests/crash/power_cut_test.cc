@@ -256,6 +256,49 @@ class Round {
   std::unique_ptr<TierManager> manager_;
 };
 
+// The segment that an evicted block was in stays on the disk until what is kept of it has moved.
+TEST(PowerCut, ABlockThatWasEvictedAndThenDroppedStaysGoneAfterAFlush) {
+  constexpr size_t kBlock = 4 << 10;
+  constexpr uint64_t kEvicted = 1;
+  TierManagerOptions options = TestTierOptions(kBlock, {.dram_slots = 2, .nvme_bytes = 1 << 20});
+  options.reuse = true;
+  const NvmeGeometry geometry = *PlanNvmeGeometry(options.nvme_bytes, kBlock);
+  // Else a segment with an owned block is never evicted.
+  ASSERT_GE(geometry.data_pages(), 2 * geometry.group_pages(1));
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    SCOPED_TRACE(absl::StrCat("seed ", seed));
+    const auto disk = std::make_shared<PowerCutDisk>(
+        PowerCutDiskOptions{.size_bytes = geometry.total_bytes(), .seed = seed});
+    const auto open = [&] {
+      TierManager::Parts parts;
+      parts.device = std::make_unique<PowerCutDevice>(disk);
+      return *TierManager::Open(options, std::move(parts));
+    };
+    std::unique_ptr<TierManager> manager = open();
+    const auto put = [&](uint64_t number, Retention retention) {
+      const std::vector<std::byte> bytes = BlockBytes(TestId(number), kBlock);
+      const BlockWrite write = {.id = TestId(number), .bytes = bytes, .retention = retention};
+      ASSERT_TRUE(manager->Put({&write, 1}).ok());
+    };
+    put(0, Retention::kOwned);
+    put(kEvicted, Retention::kCached);
+    ASSERT_TRUE(manager->Flush().ok());
+    const BlockId evicted = TestId(kEvicted);
+    for (uint64_t number = 2; manager->Find(evicted); ++number) {
+      put(number, Retention::kCached);
+      ASSERT_LT(number, 1000) << "it is never evicted";
+    }
+    manager->Drop({&evicted, 1});
+    ASSERT_TRUE(manager->Flush().ok());
+    disk->Cut(seed);
+    manager.reset();
+    disk->Restore();
+    manager = open();
+    EXPECT_FALSE(manager->Find(evicted).has_value());
+    EXPECT_TRUE(manager->Find(TestId(0)).has_value());
+  }
+}
+
 TEST(PowerCut, LosesNothingThatWasFlushedAndServesNoWrongByte) {
   const uint64_t rounds = EnvironmentNumber("TERRACE_CRASH_ROUNDS", kDefaultRounds);
   const uint64_t first = EnvironmentNumber("TERRACE_CRASH_SEED", 1);
