@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "io/check.h"
 
@@ -303,7 +304,7 @@ void EncodeFooter(const NvmeGeometry& geometry, const FooterHeader& footer,
   at.used_pages = footer.used_pages;
   at.header_bytes = static_cast<uint32_t>(headers.size());
   std::memcpy(bytes.data(), &at, sizeof(at));
-  std::memcpy(bytes.data() + sizeof(at), headers.data(), headers.size());
+  absl::c_copy(headers, bytes.begin() + sizeof(at));
   Stamp(bytes.first(sizeof(at) + headers.size()));
 }
 
