@@ -3,7 +3,7 @@ include(CMakePackageConfigHelpers)
 
 set(package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/terrace")
 
-foreach(library IN ITEMS io tiers)
+foreach(library IN ITEMS io tiers index runtime)
   if(TARGET terrace_${library})
     install(TARGETS terrace_${library} EXPORT terraceTargets
             ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
