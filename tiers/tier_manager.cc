@@ -364,6 +364,16 @@ bool TierManager::OnNvme(const BlockId& id) const {
   return placement_->OnNvme(id);
 }
 
+std::vector<BlockId> TierManager::OwnedBlocks() const {
+  absl::MutexLock lock(&mu_);
+  const BlockDirectory& directory = placement_->directory();
+  std::vector<BlockId> owned;
+  directory.Visit([&](EntryIndex entry) {
+    if (directory[entry].retention == Retention::kOwned) owned.push_back(directory[entry].id);
+  });
+  return owned;
+}
+
 std::optional<uint64_t> TierManager::NvmeOffset(const BlockId& id) const {
   absl::MutexLock lock(&mu_);
   if (!placement_->OnNvme(id)) return std::nullopt;

@@ -146,6 +146,8 @@ class TierManager {
   // How many blocks from the front of `ids` some tier holds: the prefix that need not be computed.
   size_t CountLeading(absl::Span<const BlockId> ids) const ABSL_LOCKS_EXCLUDED(mu_);
   bool OnNvme(const BlockId& id) const ABSL_LOCKS_EXCLUDED(mu_);
+  // The blocks that are owned, in no particular order: after a restart, those of an earlier run.
+  std::vector<BlockId> OwnedBlocks() const ABSL_LOCKS_EXCLUDED(mu_);
   // Where the block lies on the device, in bytes; nullopt when it is not there. For benchmarks.
   std::optional<uint64_t> NvmeOffset(const BlockId& id) const ABSL_LOCKS_EXCLUDED(mu_);
 

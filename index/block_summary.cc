@@ -1,0 +1,208 @@
+#include "index/block_summary.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "absl/container/inlined_vector.h"
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "index/kv_convert.h"
+#include "index/summary_scores.h"
+
+namespace terrace {
+namespace {
+
+constexpr size_t kMaxHeadDim = 1024;
+constexpr size_t kMaxTokens = 4096;
+constexpr float kLargestHalf = 65504;
+
+absl::Status OutOfRange(absl::string_view field, size_t value, absl::string_view limit) {
+  return absl::InvalidArgumentError(absl::StrCat(field, ": ", value, " is not ", limit));
+}
+
+absl::Status ValidateBlock(size_t head_dim, size_t tokens) {
+  if (head_dim == 0 || head_dim % 8 != 0 || head_dim > kMaxHeadDim) {
+    return OutOfRange("head_dim", head_dim, absl::StrCat("a multiple of 8 up to ", kMaxHeadDim));
+  }
+  if (tokens == 0 || tokens > kMaxTokens) {
+    return OutOfRange("tokens", tokens, absl::StrCat("from 1 to ", kMaxTokens));
+  }
+  return absl::OkStatus();
+}
+
+const std::byte* Row(const void* keys, KvDtype dtype, size_t head_dim, size_t token) {
+  return static_cast<const std::byte*>(keys) + token * head_dim * KvDtypeBytes(dtype);
+}
+
+// Keys beyond the range of fp16 occur in no model; they are cut off rather than made infinite.
+void ToHalf(absl::Span<float> values, uint16_t* half) {
+  for (float& value : values) value = std::clamp(value, -kLargestHalf, kLargestHalf);
+  EncodeKv(values.data(), KvDtype::kFloat32, KvDtype::kFloat16, values.size(), half);
+}
+
+class Representatives final : public BlockSummary {
+ public:
+  explicit Representatives(const RepresentativeOptions& options) : options_(options) {}
+
+  size_t bytes() const override { return vectors() * options_.head_dim * sizeof(uint16_t); }
+  bool wants_masses() const override { return options_.count < options_.tokens; }
+
+  void Summarise(const void* keys, KvDtype dtype, absl::Span<const float> masses,
+                 absl::Span<std::byte> summary) const override {
+    absl::InlinedVector<float, 256> row(options_.head_dim);
+    absl::InlinedVector<float, 256> sum(options_.head_dim, 0.0f);
+    auto* out = reinterpret_cast<uint16_t*>(summary.data());
+    for (const size_t token : Chosen(masses)) {
+      DecodeKv(Row(keys, dtype, options_.head_dim, token), dtype, row.size(), row.data());
+      if (options_.averaged) {
+        for (size_t i = 0; i < row.size(); ++i) {
+          sum[i] += row[i] / static_cast<float>(options_.count);
+        }
+      } else {
+        ToHalf(absl::MakeSpan(row), out);
+        out += options_.head_dim;
+      }
+    }
+    if (options_.averaged) ToHalf(absl::MakeSpan(sum), out);
+  }
+
+  void Score(absl::Span<const float> queries, absl::Span<const std::byte* const> summaries,
+             absl::Span<float> scores) const override {
+    const size_t rows = queries.size() / options_.head_dim;
+    absl::InlinedVector<float, 64> best(rows);
+    for (size_t block = 0; block < summaries.size(); ++block) {
+      BestInnerProducts(queries.data(), rows, options_.head_dim,
+                        reinterpret_cast<const uint16_t*>(summaries[block]), vectors(),
+                        best.data());
+      for (size_t row = 0; row < rows; ++row) scores[row * summaries.size() + block] = best[row];
+    }
+  }
+
+ private:
+  size_t vectors() const { return options_.averaged ? 1 : options_.count; }
+
+  // The tokens with most mass, the earlier first among equals; evenly spaced ones without masses.
+  absl::InlinedVector<size_t, 128> Chosen(absl::Span<const float> masses) const {
+    absl::InlinedVector<size_t, 128> tokens(options_.tokens);
+    if (masses.empty()) {
+      tokens.resize(options_.count);
+      for (size_t i = 0; i < options_.count; ++i) {
+        tokens[i] = (2 * i + 1) * options_.tokens / (2 * options_.count);
+      }
+      return tokens;
+    }
+    std::iota(tokens.begin(), tokens.end(), size_t{0});
+    const auto more_mass = [&](size_t a, size_t b) {
+      return masses[a] != masses[b] ? masses[a] > masses[b] : a < b;
+    };
+    std::partial_sort(tokens.begin(), tokens.begin() + static_cast<ptrdiff_t>(options_.count),
+                      tokens.end(), more_mass);
+    tokens.resize(options_.count);
+    return tokens;
+  }
+
+  const RepresentativeOptions options_;
+};
+
+// The half next to `half` towards +infinity (or, mirrored, -infinity); finite in, finite out.
+uint16_t NextAbove(uint16_t half) {
+  constexpr uint16_t kSign = 0x8000;
+  constexpr uint16_t kLargest = 0x7bff;
+  if (half == kLargest) return half;
+  if (half == kSign) return 1;  // above -0
+  return static_cast<uint16_t>(half & kSign ? half - 1 : half + 1);
+}
+uint16_t NextBelow(uint16_t half) {
+  constexpr uint16_t kSign = 0x8000;
+  return static_cast<uint16_t>(NextAbove(static_cast<uint16_t>(half ^ kSign)) ^ kSign);
+}
+
+class KeyBounds final : public BlockSummary {
+ public:
+  explicit KeyBounds(const KeyBoundOptions& options) : options_(options) {}
+
+  size_t bytes() const override { return pages() * 2 * options_.head_dim * sizeof(uint16_t); }
+  bool wants_masses() const override { return false; }
+
+  void Summarise(const void* keys, KvDtype dtype, absl::Span<const float>,
+                 absl::Span<std::byte> summary) const override {
+    const size_t head_dim = options_.head_dim;
+    absl::InlinedVector<float, 256> row(head_dim);
+    absl::InlinedVector<float, 256> smallest(head_dim);
+    absl::InlinedVector<float, 256> largest(head_dim);
+    auto* out = reinterpret_cast<uint16_t*>(summary.data());
+    for (size_t first = 0; first < options_.tokens; first += options_.page_tokens) {
+      std::fill(smallest.begin(), smallest.end(), std::numeric_limits<float>::infinity());
+      std::fill(largest.begin(), largest.end(), -std::numeric_limits<float>::infinity());
+      for (size_t token = first; token < first + options_.page_tokens; ++token) {
+        DecodeKv(Row(keys, dtype, head_dim, token), dtype, head_dim, row.data());
+        for (size_t i = 0; i < head_dim; ++i) {
+          smallest[i] = std::min(smallest[i], row[i]);
+          largest[i] = std::max(largest[i], row[i]);
+        }
+      }
+      EncodeOutwards(absl::MakeSpan(smallest), NextBelow, std::greater<float>(), out);
+      EncodeOutwards(absl::MakeSpan(largest), NextAbove, std::less<float>(), out + head_dim);
+      out += 2 * head_dim;
+    }
+  }
+
+  void Score(absl::Span<const float> queries, absl::Span<const std::byte* const> summaries,
+             absl::Span<float> scores) const override {
+    const size_t rows = queries.size() / options_.head_dim;
+    absl::InlinedVector<float, 64> best(rows);
+    for (size_t block = 0; block < summaries.size(); ++block) {
+      BestBoxBounds(queries.data(), rows, options_.head_dim,
+                    reinterpret_cast<const uint16_t*>(summaries[block]), pages(), best.data());
+      for (size_t row = 0; row < rows; ++row) scores[row * summaries.size() + block] = best[row];
+    }
+  }
+
+ private:
+  size_t pages() const { return options_.tokens / options_.page_tokens; }
+
+  // Rounds to nearest and steps once where that went inwards.
+  template <typename Inwards>
+  static void EncodeOutwards(absl::Span<float> values, uint16_t (*step)(uint16_t), Inwards inwards,
+                             uint16_t* out) {
+    ToHalf(values, out);
+    for (size_t i = 0; i < values.size(); ++i) {
+      float rounded;
+      DecodeKv(&out[i], KvDtype::kFloat16, 1, &rounded);
+      if (inwards(rounded, values[i])) out[i] = step(out[i]);
+    }
+  }
+
+  const KeyBoundOptions options_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<BlockSummary>> MakeRepresentatives(
+    const RepresentativeOptions& options) {
+  if (absl::Status status = ValidateBlock(options.head_dim, options.tokens); !status.ok()) {
+    return status;
+  }
+  if (options.count == 0 || options.count > options.tokens) {
+    return OutOfRange("representatives", options.count,
+                      absl::StrCat("from 1 to the ", options.tokens, " tokens of a block"));
+  }
+  return std::make_unique<Representatives>(options);
+}
+
+absl::StatusOr<std::unique_ptr<BlockSummary>> MakeKeyBounds(const KeyBoundOptions& options) {
+  if (absl::Status status = ValidateBlock(options.head_dim, options.tokens); !status.ok()) {
+    return status;
+  }
+  if (options.page_tokens == 0 || options.tokens % options.page_tokens != 0) {
+    return OutOfRange("page_tokens", options.page_tokens,
+                      absl::StrCat("a divisor of the ", options.tokens, " tokens of a block"));
+  }
+  return std::make_unique<KeyBounds>(options);
+}
+
+}  // namespace terrace

@@ -1,0 +1,60 @@
+#ifndef TERRACE_INDEX_BLOCK_SUMMARY_H_
+#define TERRACE_INDEX_BLOCK_SUMMARY_H_
+
+#include <cstddef>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "index/kv_dtype.h"
+
+namespace terrace {
+
+// What a lookup keeps in DRAM of a KV block, to tell what a query would find there without reading
+// it. A summary is a few bytes for the keys of one KV head, in the state (before or after RoPE)
+// that the keys have in the block. Constant after construction, so thread-safe.
+class BlockSummary {
+ public:
+  virtual ~BlockSummary() = default;
+
+  // Of one block and KV head.
+  virtual size_t bytes() const = 0;
+  // Whether Summarise profits from token masses.
+  virtual bool wants_masses() const = 0;
+  // `keys` is [tokens, head_dim] of `dtype`; `masses` is [tokens], the attention that each token
+  // received so far, or empty when that is not known; `summary` is [bytes()], aligned to 2.
+  virtual void Summarise(const void* keys, KvDtype dtype, absl::Span<const float> masses,
+                         absl::Span<std::byte> summary) const = 0;
+  // An estimate of the largest logit that each query has in each block. `queries` is
+  // [rows, head_dim], scaled by 1 / sqrt(head_dim); `scores` is [rows, summaries].
+  virtual void Score(absl::Span<const float> queries, absl::Span<const std::byte* const> summaries,
+                     absl::Span<float> scores) const = 0;
+};
+
+struct RepresentativeOptions {
+  size_t head_dim = 128;
+  size_t tokens = 128;  // a block
+  size_t count = 4;     // representatives of a block
+  // The mean of the representatives instead of each: with a sum over heads it ranks blocks as the
+  // paper does.
+  bool averaged = false;
+};
+// InfLLM (arXiv 2402.04617, section 3.2): the keys of the tokens that received most attention while
+// they were in the local window, or evenly spaced ones. Kept apart as fp16, and scored by the best
+// of them: a lower bound of the block's largest logit. kInvalidArgument naming the field.
+absl::StatusOr<std::unique_ptr<BlockSummary>> MakeRepresentatives(
+    const RepresentativeOptions& options);
+
+struct KeyBoundOptions {
+  size_t head_dim = 128;
+  size_t tokens = 128;      // a block
+  size_t page_tokens = 16;  // divides `tokens`
+};
+// Quest (arXiv 2406.10774, section 3.3): the smallest and the largest element of each channel over
+// the keys of a page, as fp16 rounded outwards. The score is the best of the pages' upper bounds,
+// so an upper bound of the block's largest logit. kInvalidArgument naming the field.
+absl::StatusOr<std::unique_ptr<BlockSummary>> MakeKeyBounds(const KeyBoundOptions& options);
+
+}  // namespace terrace
+
+#endif  // TERRACE_INDEX_BLOCK_SUMMARY_H_

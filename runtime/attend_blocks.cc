@@ -1,0 +1,165 @@
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "io/check.h"
+#include "runtime/attend_pass.h"
+
+namespace terrace {
+namespace {
+
+// Blocks of one fetch: 32 MiB of the usual ones keep any disk busy, and the answer comes soon.
+constexpr size_t kRoundBlocks = 512;
+
+}  // namespace
+
+// By column and then by head: the order in which they were written, and lie on NVMe.
+void AttendPass::ListBlocks() {
+  far_.clear();
+  for (size_t kv_head = 0; kv_head < heads_.size(); ++kv_head) {
+    const Head& head = heads_[kv_head];
+    const bool all =
+        head.policy->kind() == LookupKind::kFull || (head.policy->looks_up() && !NeedsScores(head));
+    if (all) {
+      for (size_t block = 0; block < blocks_; ++block) {
+        far_.push_back({static_cast<uint32_t>(block), static_cast<uint32_t>(kv_head)});
+      }
+    } else {
+      for (const uint32_t block : head.chosen) {
+        far_.push_back({block, static_cast<uint32_t>(kv_head)});
+      }
+    }
+  }
+  std::sort(far_.begin(), far_.end(), [](const FarBlock& a, const FarBlock& b) {
+    return a.column != b.column ? a.column < b.column : a.kv_head < b.kv_head;
+  });
+  // One round is attended to while the next is on its way, and other contexts want room as well.
+  round_blocks_ = std::clamp<size_t>(core_.tiers().max_fetch_blocks() / 4, 1, kRoundBlocks);
+}
+
+BlockId AttendPass::IdOf(const FarBlock& block, size_t layer) const {
+  return core_.columns().block(context_->columns_[block.column], layer, block.kv_head);
+}
+
+// Without room nothing is under way afterwards, and AwaitRound makes another attempt.
+void AttendPass::RequestRound() {
+  const size_t count = std::min(round_blocks_, far_.size() - requested_);
+  if (count == 0) return;
+  reads_.clear();
+  for (size_t i = requested_; i < requested_ + count; ++i) {
+    reads_.push_back({.id = IdOf(far_[i], layer_)});
+  }
+  absl::StatusOr<Ticket> ticket = core_.tiers().FetchAsync(reads_, {.target = Tier::kDram});
+  if (!ticket.ok()) return;
+  ticket_ = *std::move(ticket);
+  requested_ += count;
+}
+
+absl::StatusOr<Lease> AttendPass::AwaitRound() {
+  if (requested_ > attended_) return ticket_.Wait();
+  // Nothing is held here, so waiting is safe; what does not fit is made smaller.
+  while (true) {
+    const size_t count = std::min(round_blocks_, far_.size() - requested_);
+    reads_.clear();
+    for (size_t i = requested_; i < requested_ + count; ++i) {
+      reads_.push_back({.id = IdOf(far_[i], layer_)});
+    }
+    absl::StatusOr<Lease> lease = core_.tiers().Fetch(reads_, {.target = Tier::kDram});
+    if (lease.ok()) {
+      requested_ += count;
+      return lease;
+    }
+    if (!absl::IsResourceExhausted(lease.status()) || count <= 1) {
+      return absl::Status(lease.status().code(),
+                          absl::StrCat("layer ", layer_, ": ", lease.status().message()));
+    }
+    round_blocks_ = count / 2;
+  }
+}
+
+absl::Status AttendPass::AttendBlocks() {
+  while (attended_ < far_.size()) {
+    const absl::Time start = absl::Now();
+    absl::StatusOr<Lease> lease = AwaitRound();
+    const absl::Time arrived = absl::Now();
+    wait_seconds_ += absl::ToDoubleSeconds(arrived - start);
+    if (!lease.ok()) return lease.status();
+    RequestRound();
+    AttendRound(*lease);
+    attended_ += lease->size();
+    attend_seconds_ += absl::ToDoubleSeconds(absl::Now() - arrived);
+  }
+  return absl::OkStatus();
+}
+
+void AttendPass::AttendRound(const Lease& lease) {
+  const size_t head_dim = core_.shape().head_dim;
+  const size_t tokens = core_.block_tokens();
+  const size_t sinks = core_.options().sink_tokens;
+  for (Head& head : heads_) head.parts.clear();
+  for (size_t i = 0; i < lease.size(); ++i) {
+    const FarBlock& block = far_[attended_ + i];
+    CountBlock(block, lease[i]);
+    if (lease[i].outcome != BlockOutcome::kServed) continue;
+    const KvRun run = {.keys = lease[i].data,
+                       .values = lease[i].data + lease[i].bytes / 2,
+                       .tokens = tokens,
+                       .dtype = core_.shape().dtype};
+    const size_t skipped = block.column == 0 ? sinks : 0;  // they were attended to
+    if (skipped == tokens) continue;
+    heads_[block.kv_head].parts.push_back(
+        {.run = run.WithStrides(head_dim).Slice(skipped, tokens - skipped)});
+  }
+  jobs_.clear();
+  for (Head& head : heads_) {
+    if (head.parts.empty()) continue;
+    jobs_.push_back({.queries = FarQueries(head),
+                     .parts = head.parts,
+                     .out = absl::MakeSpan(head.part_out),
+                     .lse = absl::MakeSpan(head.part_lse)});
+  }
+  attention_->Run(jobs_);
+  for (Head& head : heads_) {
+    if (head.parts.empty()) continue;
+    MergePartials(head_dim, head.part_out, head.part_lse, absl::MakeSpan(head.out),
+                  absl::MakeSpan(head.lse));
+  }
+}
+
+void AttendPass::CountBlock(const FarBlock& block, const LeasedBlock& leased) {
+  LookupStats& stats = heads_[block.kv_head].stats;
+  if (leased.outcome == BlockOutcome::kServed) {
+    ++stats.blocks;
+    ++stats.hits[static_cast<size_t>(leased.hit_tier)];
+    if (leased.hit_tier == Tier::kNvme) stats.fetched_bytes += leased.bytes;
+    return;
+  }
+  ++stats.lost_blocks;
+  const auto tokens = static_cast<int64_t>(core_.block_tokens());
+  const LostTokens lost = {.layer = static_cast<uint32_t>(layer_),
+                           .kv_head = block.kv_head,
+                           .first = block.column * tokens,
+                           .count = tokens};
+  std::vector<LostTokens>& known = context_->lost_;
+  if (std::find(known.begin(), known.end(), lost) == known.end()) known.push_back(lost);
+}
+
+// A step goes through the layers in order and the next layer mostly wants what it wanted in the
+// last step, or everything. A hint costs little where the blocks are in DRAM already.
+void AttendPass::PrefetchNextLayer() {
+  std::vector<FarBlock>& remembered = context_->last_blocks_[layer_];
+  remembered.assign(far_.begin(),
+                    far_.begin() + static_cast<ptrdiff_t>(std::min(far_.size(), round_blocks_)));
+  const size_t next = (layer_ + 1) % core_.shape().layers;
+  if (core_.options().tiers.nvme_bytes == 0 || next == layer_) return;
+  const auto blocks = static_cast<uint32_t>(static_cast<size_t>(context_->tail_.first(next)) /
+                                            core_.block_tokens());
+  hints_.clear();
+  for (const FarBlock& block : context_->last_blocks_[next]) {
+    if (block.column < blocks) hints_.push_back(IdOf(block, next));
+  }
+  core_.tiers().Prefetch(hints_, Tier::kDram);
+}
+
+}  // namespace terrace

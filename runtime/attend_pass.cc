@@ -1,0 +1,225 @@
+#include "runtime/attend_pass.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "absl/container/inlined_vector.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "index/kv_convert.h"
+#include "io/check.h"
+
+namespace terrace {
+namespace {
+
+// Calls with more positions are prefill, where an estimate for every row would cost too much.
+constexpr size_t kEstimatedPositions = 4;
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<AttendPass>> AttendPass::Create(RuntimeCore& core) {
+  auto attention = ParallelAttention::Create(
+      {.head_dim = core.shape().head_dim, .threads = core.compute().threads()});
+  if (!attention.ok()) return attention.status();
+  return std::unique_ptr<AttendPass>(new AttendPass(core, *std::move(attention)));
+}
+
+AttendPass::AttendPass(RuntimeCore& core, std::unique_ptr<ParallelAttention> attention)
+    : core_(core),
+      heads_(core.shape().kv_heads),
+      token_(size_t{core.shape().query_heads} * core.shape().head_dim),
+      cosines_(core.shape().head_dim / 2),
+      sines_(core.shape().head_dim / 2),
+      attention_(std::move(attention)) {}
+
+absl::Status AttendPass::Check(size_t layer, const AttendInput& input,
+                               const AttendOutput& output) const {
+  if (absl::Status status = context_->CheckLayer(layer); !status.ok()) return status;
+  const size_t positions = input.positions.size();
+  if (input.queries == nullptr || positions == 0) {
+    return absl::InvalidArgumentError(absl::StrCat("layer ", layer, ": no queries"));
+  }
+  if (positions > core_.options().max_append_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "layer ", layer, ": ", positions, " queries at once are more than max_append_tokens, ",
+        core_.options().max_append_tokens));
+  }
+  const size_t lse = positions * core_.shape().query_heads;
+  if (output.out.size() != lse * core_.shape().head_dim ||
+      (!output.lse.empty() && output.lse.size() != lse)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "layer ", layer, ": ", positions, " queries need room for ", lse * core_.shape().head_dim,
+        " elements and ", lse, " lse, not ", output.out.size(), " and ", output.lse.size()));
+  }
+  int64_t before = -1;
+  for (const int64_t position : input.positions) {
+    if (position <= before || position >= context_->tail_.tokens(layer)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("layer ", layer, ": query position ", position, " is not above ", before,
+                       " and below the ", context_->tail_.tokens(layer), " tokens of the layer"));
+    }
+    before = position;
+  }
+  if (core_.WindowBegin(input.positions[0]) < context_->tail_.first(layer)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("layer ", layer, ": the window of query position ", input.positions[0],
+                     " begins at ", core_.WindowBegin(input.positions[0]), ", and tokens before ",
+                     context_->tail_.first(layer), " have left it; truncate the context first"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AttendPass::Begin(Context& context, size_t layer, const AttendInput& input,
+                               const AttendOutput& output) {
+  context_ = &context;
+  if (absl::Status status = Check(layer, input, output); !status.ok()) return status;
+  layer_ = layer;
+  output_ = output;
+  positions_.assign(input.positions.begin(), input.positions.end());
+  rows_ = positions_.size() * core_.shape().group();
+  blocks_ = static_cast<size_t>(context.tail_.first(layer)) / core_.block_tokens();
+  for (size_t head = 0; head < heads_.size(); ++head) {
+    heads_[head].policy = &core_.policy(layer, head);
+    heads_[head].stats = {};
+  }
+  far_.clear();
+  attended_ = requested_ = 0;
+  lookup_seconds_ = wait_seconds_ = attend_seconds_ = 0;
+  GroupQueries();
+  return TakeQueries(input);
+}
+
+void AttendPass::GroupQueries() {
+  groups_.clear();
+  visible_.clear();
+  for (size_t i = 0; i < positions_.size(); ++i) {
+    const int64_t begin = core_.WindowBegin(positions_[i]);
+    if (groups_.empty() || groups_.back().window_begin != begin) {
+      groups_.push_back({.first = i, .count = 0, .window_begin = begin});
+    }
+    ++groups_.back().count;
+    visible_.insert(visible_.end(), core_.shape().group(),
+                    static_cast<size_t>(positions_[i] + 1 - begin));
+  }
+}
+
+// Converts to fp32, sorts by KV head and rotates. Where keys are before RoPE, a query stands at its
+// position for the tokens in the window, and `window_tokens` behind everything else, which is not
+// rotated: so far away InfLLM puts what is outside.
+absl::Status AttendPass::TakeQueries(const AttendInput& input) {
+  const size_t head_dim = core_.shape().head_dim;
+  const size_t group = core_.shape().group();
+  for (Head& head : heads_) {
+    head.local.resize(rows_ * head_dim);
+    if (separate_far()) head.far.resize(rows_ * head_dim);
+  }
+  for (size_t i = 0; i < positions_.size(); ++i) {
+    const auto* const from = static_cast<const std::byte*>(input.queries) +
+                             i * token_.size() * KvDtypeBytes(input.dtype);
+    DecodeKv(from, input.dtype, token_.size(), token_.data());
+    for (size_t at = 0; at < token_.size(); ++at) {
+      if (std::isfinite(token_[at])) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("queries of layer ", layer_, ": position ", positions_[i], ", query head ",
+                       at / head_dim, ", element ", at % head_dim, " is not finite"));
+    }
+    const size_t row = i * group * head_dim;
+    for (size_t head = 0; head < heads_.size(); ++head) {
+      const float* const rows = token_.data() + head * group * head_dim;
+      std::copy_n(rows, group * head_dim, heads_[head].local.begin() + static_cast<ptrdiff_t>(row));
+      if (separate_far()) {
+        std::copy_n(rows, group * head_dim, heads_[head].far.begin() + static_cast<ptrdiff_t>(row));
+      }
+    }
+    if (!separate_far()) continue;
+    for (const bool far : {false, true}) {
+      core_.rope().Angles(far ? static_cast<int64_t>(core_.options().window_tokens) : positions_[i],
+                          absl::MakeSpan(cosines_), absl::MakeSpan(sines_));
+      for (Head& head : heads_) {
+        Rope::Rotate(cosines_, sines_,
+                     absl::MakeSpan(far ? head.far : head.local).subspan(row, group * head_dim));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AttendPass::Run(RuntimeCore& core, absl::Span<AttendPass* const> passes) {
+  const size_t heads = core.shape().kv_heads;
+  const absl::Time start = absl::Now();
+  core.compute().ForEach(passes.size() * heads, [&](size_t job, size_t worker) {
+    passes[job / heads]->Lookup(job % heads, worker);
+  });
+  const double lookup_seconds = absl::ToDoubleSeconds(absl::Now() - start);
+  absl::Status status;
+  for (AttendPass* const pass : passes) {
+    pass->lookup_seconds_ = lookup_seconds / static_cast<double>(passes.size());
+    pass->ShareChoices();
+    pass->ListBlocks();
+    pass->RequestRound();
+  }
+  for (AttendPass* const pass : passes) pass->AttendLocally();
+  for (AttendPass* const pass : passes) {
+    if (absl::Status mine = pass->AttendBlocks(); !mine.ok()) {
+      status.Update(mine);
+      continue;
+    }
+    pass->Finish();
+  }
+  return status;
+}
+
+absl::Status AttendPass::RunBatch(RuntimeCore& core, size_t layer,
+                                  absl::Span<const BatchedAttend> batch,
+                                  absl::Span<Context* const> contexts) {
+  for (Context* const context : contexts) context->mu_.Lock();
+  absl::Status status;
+  absl::InlinedVector<std::unique_ptr<AttendPass>, 16> owned;
+  absl::InlinedVector<AttendPass*, 16> ready;
+  for (const BatchedAttend& one : batch) {
+    if (absl::Status mine = one.context->MakeReady(); !mine.ok()) {
+      status.Update(mine);
+      continue;
+    }
+    absl::StatusOr<std::unique_ptr<AttendPass>> pass = core.TakePass();
+    if (!pass.ok()) {
+      status.Update(pass.status());
+      continue;
+    }
+    owned.push_back(*std::move(pass));
+    const absl::Status mine = owned.back()->Begin(*one.context, layer, one.input, one.output);
+    if (mine.ok()) ready.push_back(owned.back().get());
+    status.Update(mine);
+  }
+  status.Update(Run(core, ready));
+  for (std::unique_ptr<AttendPass>& pass : owned) core.GivePass(std::move(pass));
+  for (Context* const context : contexts) context->mu_.Unlock();
+  return status;
+}
+
+void AttendPass::Finish() {
+  const size_t head_dim = core_.shape().head_dim;
+  const size_t group = core_.shape().group();
+  const size_t query_heads = core_.shape().query_heads;
+  LayerStats& stats = context_->stats_.layers[layer_];
+  for (size_t kv_head = 0; kv_head < heads_.size(); ++kv_head) {
+    Head& head = heads_[kv_head];
+    if (positions_.size() <= kEstimatedPositions) EstimateMissedMass(head);
+    stats.lookups[static_cast<size_t>(head.policy->kind())] += head.stats;
+    for (size_t row = 0; row < rows_; ++row) {
+      const size_t to = row / group * query_heads + kv_head * group + row % group;
+      std::copy_n(head.out.data() + row * head_dim, head_dim, output_.out.data() + to * head_dim);
+      if (!output_.lse.empty()) output_.lse[to] = head.lse[row];
+    }
+  }
+  PrefetchNextLayer();
+  ++stats.calls;
+  stats.queries += positions_.size();
+  stats.lookup_seconds += lookup_seconds_;
+  stats.wait_seconds += wait_seconds_;
+  stats.attend_seconds += attend_seconds_;
+}
+
+}  // namespace terrace

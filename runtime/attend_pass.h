@@ -1,0 +1,146 @@
+#ifndef TERRACE_RUNTIME_ATTEND_PASS_H_
+#define TERRACE_RUNTIME_ATTEND_PASS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "runtime/attention_parallel.h"
+#include "runtime/context.h"
+#include "runtime/lookup_policy.h"
+#include "runtime/runtime.h"
+#include "runtime/runtime_core.h"
+#include "tiers/lease.h"
+
+namespace terrace {
+
+// One call to Attend, and the memory that it needs, which later calls use again:
+//
+//   1. lookup: each KV head names the blocks that its queries want;
+//   2. the first round of them is fetched, while
+//   3. the heads attend to sinks and window;
+//   4. round by round, they attend to the blocks that came while the next round is on its way;
+//   5. the parts merge by log-sum-exp.
+//
+// The result depends on the call and the state of the context, not on the number of threads or on
+// what is in which tier. Belongs to one thread at a time; the compute pool works for it.
+class AttendPass {
+ public:
+  // Errors of ParallelAttention::Create.
+  static absl::StatusOr<std::unique_ptr<AttendPass>> Create(RuntimeCore& core);
+
+  // Checks a request and takes its queries. `context`, its lock and the memory of the request are
+  // the caller's until Run has returned.
+  absl::Status Begin(Context& context, size_t layer, const AttendInput& input,
+                     const AttendOutput& output) ABSL_EXCLUSIVE_LOCKS_REQUIRED(context.mu_);
+  // Carries out what Begin prepared, for several contexts at once.
+  static absl::Status Run(RuntimeCore& core,
+                          absl::Span<AttendPass* const> passes) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  // All of it, for a batch of contexts, which it locks in the order of `contexts`.
+  static absl::Status RunBatch(RuntimeCore& core, size_t layer,
+                               absl::Span<const BatchedAttend> batch,
+                               absl::Span<Context* const> contexts) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+
+ private:
+  // Consecutive positions whose window begins at the same block.
+  struct QueryGroup {
+    size_t first = 0;  // of positions_
+    size_t count = 0;
+    int64_t window_begin = 0;
+  };
+  // What one KV head works on. Rows are positions x group, in this order.
+  struct Head {
+    const LookupPolicy* policy = nullptr;
+    std::vector<float> local;     // queries for the window: [rows, head_dim]
+    std::vector<float> far;       // for sinks and blocks, where they are others
+    std::vector<float> out;       // merged so far: [rows, head_dim]
+    std::vector<float> lse;       // [rows]
+    std::vector<float> part_out;  // to be merged with it, the same shapes
+    std::vector<float> part_lse;
+    // Lookup.
+    std::vector<float> sample;                // queries to look up with: [samples, head_dim]
+    std::vector<size_t> sample_rows;          // the rows that they are, unless they are means
+    std::vector<const std::byte*> summaries;  // [blocks]
+    std::vector<float> scores;                // [samples, blocks]
+    std::vector<float> levels;                // [samples]
+    std::vector<float> ranks;                 // [blocks]
+    std::vector<uint32_t> chosen;             // ascending
+    std::vector<AttentionPart> parts;         // of the job at hand
+    LookupStats stats;                        // of this call
+  };
+
+  // attend_pass.cc
+  absl::Status Check(size_t layer, const AttendInput& input,
+                     const AttendOutput& output) const ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  absl::Status TakeQueries(const AttendInput& input);
+  void GroupQueries();
+  bool separate_far() const { return core_.shape().key_state == KeyState::kBeforeRope; }
+  absl::Span<const float> FarQueries(const Head& head) const {
+    return separate_far() ? head.far : head.local;
+  }
+  void Finish() ABSL_NO_THREAD_SAFETY_ANALYSIS;
+
+  // attend_local.cc
+  void AttendLocally() ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  void AddLocalJobs(size_t kv_head, const QueryGroup& group) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  void AddMasses(size_t kv_head, size_t worker) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+
+  // attend_lookup.cc
+  bool NeedsScores(const Head& head) const {
+    return head.policy->looks_up() && blocks_ > head.policy->options().blocks;
+  }
+  void Lookup(size_t kv_head, size_t worker) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  void TakeSample(Head& head) const;
+  void FindLevels(size_t kv_head, size_t worker) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  void ShareChoices();
+  void EstimateMissedMass(Head& head) const;
+
+  // attend_blocks.cc
+  void ListBlocks();
+  void RequestRound();
+  absl::StatusOr<Lease> AwaitRound() ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  absl::Status AttendBlocks();
+  void AttendRound(const Lease& lease) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  void CountBlock(const FarBlock& block, const LeasedBlock& leased) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  BlockId IdOf(const FarBlock& block, size_t layer) const ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  void PrefetchNextLayer() ABSL_NO_THREAD_SAFETY_ANALYSIS;
+
+  AttendPass(RuntimeCore& core, std::unique_ptr<ParallelAttention> attention);
+
+  RuntimeCore& core_;
+  // Of the request.
+  Context* context_ = nullptr;
+  size_t layer_ = 0;
+  AttendOutput output_;
+  std::vector<int64_t> positions_;
+  std::vector<size_t> visible_;  // [rows], tokens from the begin of the window of the group
+  std::vector<QueryGroup> groups_;
+  std::vector<Head> heads_;   // [kv_heads]
+  size_t rows_ = 0;           // of each head
+  size_t blocks_ = 0;         // sealed ones, among which lookups choose
+  std::vector<float> token_;  // queries of one position
+  std::vector<float> cosines_;
+  std::vector<float> sines_;
+  std::unique_ptr<ParallelAttention> attention_;
+  std::vector<AttentionJob> jobs_;
+
+  // Blocks to attend to, by column and head, and how far they are.
+  std::vector<FarBlock> far_;
+  size_t attended_ = 0;   // those of earlier rounds
+  size_t requested_ = 0;  // and those that ticket_ brings
+  size_t round_blocks_ = 0;
+  Ticket ticket_;
+  std::vector<BlockRead> reads_;
+  std::vector<BlockId> hints_;
+
+  double lookup_seconds_ = 0;
+  double wait_seconds_ = 0;
+  double attend_seconds_ = 0;
+};
+
+}  // namespace terrace
+
+#endif  // TERRACE_RUNTIME_ATTEND_PASS_H_

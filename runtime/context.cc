@@ -1,0 +1,174 @@
+#include "runtime/context.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "io/check.h"
+#include "runtime/attend_pass.h"
+#include "runtime/prefix_cache.h"
+#include "runtime/runtime_core.h"
+#include "runtime/saved_contexts.h"
+
+namespace terrace {
+
+Context::Context(RuntimeCore& core) : core_(core), tail_(core.tail_layout(), core.rope()) {
+  absl::MutexLock lock(&mu_);
+  stats_.layers.resize(core.shape().layers);
+  last_blocks_.resize(core.shape().layers);
+  core.Register(*this);
+}
+
+Context::~Context() {
+  Drop();
+  core_.Unregister(*this);
+}
+
+int64_t Context::TokensLocked() const {
+  int64_t tokens = tail_.tokens(0);
+  for (size_t layer = 1; layer < core_.shape().layers; ++layer) {
+    tokens = std::min(tokens, tail_.tokens(layer));
+  }
+  return tokens;
+}
+
+absl::Status Context::MakeReady() {
+  switch (state_) {
+    case State::kDropped:
+      return absl::FailedPreconditionError("the context was dropped");
+    case State::kBroken:
+      return broken_;
+    case State::kParked:
+      if (absl::Status status = Unpark(); !status.ok()) return status;
+      break;
+    case State::kActive:
+      break;
+  }
+  last_use_ = core_.NextUse();
+  return absl::OkStatus();
+}
+
+absl::Status Context::CheckLayer(size_t layer) const {
+  if (layer < core_.shape().layers) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("layer ", layer, " is not below the ",
+                                                 core_.shape().layers, " layers of the model"));
+}
+
+absl::Status Context::AddTokenIds(absl::Span<const int32_t> tokens) {
+  absl::MutexLock lock(&mu_);
+  if (absl::Status status = MakeReady(); !status.ok()) return status;
+  // Tokens without names came before these: the chain ended there.
+  if (static_cast<int64_t>(token_ids_.size()) < TokensLocked()) return absl::OkStatus();
+  token_ids_.insert(token_ids_.end(), tokens.begin(), tokens.end());
+  ExtendChain();
+  return absl::OkStatus();
+}
+
+void Context::ExtendChain() {
+  const size_t block = core_.block_tokens();
+  while ((chain_.size() + 1) * block <= token_ids_.size()) {
+    const ColumnKey parent = chain_.empty() ? core_.chain_root() : chain_.back();
+    chain_.push_back(
+        ChainNext(parent, absl::MakeConstSpan(token_ids_).subspan(chain_.size() * block, block)));
+  }
+}
+
+void Context::ForgetTokenIds(int64_t tokens) {
+  if (static_cast<int64_t>(token_ids_.size()) <= tokens) return;
+  token_ids_.resize(static_cast<size_t>(tokens));
+  chain_.resize(token_ids_.size() / core_.block_tokens());
+}
+
+absl::Status Context::EvenOut(absl::string_view what) {
+  int64_t first = 0;
+  for (size_t layer = 0; layer < core_.shape().layers; ++layer) {
+    if (tail_.tokens(layer) != tail_.tokens(0)) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(what, " in the middle of a step: layer 0 has ", tail_.tokens(0),
+                       " tokens, layer ", layer, " has ", tail_.tokens(layer)));
+    }
+    first = std::max(first, tail_.first(layer));
+  }
+  for (size_t layer = 0; layer < core_.shape().layers; ++layer) {
+    if (absl::Status status = SealUpTo(layer, first); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Context::Attend(size_t layer, const AttendInput& input, const AttendOutput& output) {
+  absl::MutexLock lock(&mu_);
+  if (absl::Status status = MakeReady(); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<AttendPass>> pass = core_.TakePass();
+  if (!pass.ok()) return pass.status();
+  absl::Status status = (*pass)->Begin(*this, layer, input, output);
+  if (status.ok()) {
+    AttendPass* const passes[] = {pass->get()};
+    status = AttendPass::Run(core_, passes);
+  }
+  core_.GivePass(*std::move(pass));
+  return status;
+}
+
+absl::Status Context::Save(absl::string_view name) {
+  absl::MutexLock lock(&mu_);
+  if (absl::Status status = MakeReady(); !status.ok()) return status;
+  if (absl::Status status = EvenOut("Save"); !status.ok()) return status;
+  return core_.saved().Save(name, *this);
+}
+
+void Context::Drop() {
+  absl::MutexLock lock(&mu_);
+  ReleaseAll();
+}
+
+void Context::ReleaseAll() {
+  if (state_ == State::kDropped) return;
+  if (memory_ != nullptr) core_.GiveTail(std::exchange(memory_, nullptr));
+  tail_.Attach(nullptr);
+  if (parked_.has_value()) core_.tiers().Drop(ParkedBlocks());
+  parked_.reset();
+  core_.columns().Release(columns_);
+  columns_.clear();
+  sealed_layers_.clear();
+  state_ = State::kDropped;
+}
+
+Context* Context::LockIdlest(const absl::flat_hash_set<Context*>& contexts) {
+  Context* idlest = nullptr;
+  for (Context* const context : contexts) {
+    if (!context->mu_.TryLock()) continue;
+    const bool better = context->state_ == State::kActive &&
+                        (idlest == nullptr || context->last_use_ < idlest->last_use_);
+    Context* const rest = better ? std::exchange(idlest, context) : context;
+    if (rest != nullptr) rest->mu_.Unlock();
+  }
+  return idlest;
+}
+
+absl::Status Context::ParkAndUnlock(Context& context) {
+  absl::Status status = context.ParkLocked();
+  context.mu_.Unlock();
+  return status;
+}
+
+int64_t Context::tokens() const {
+  absl::MutexLock lock(&mu_);
+  return state_ == State::kDropped ? 0 : TokensLocked();
+}
+
+int64_t Context::tokens(size_t layer) const {
+  absl::MutexLock lock(&mu_);
+  return state_ == State::kDropped || layer >= core_.shape().layers ? 0 : tail_.tokens(layer);
+}
+
+std::vector<LostTokens> Context::Lost() const {
+  absl::MutexLock lock(&mu_);
+  return lost_;
+}
+
+ContextStats Context::Stats() const {
+  absl::MutexLock lock(&mu_);
+  return stats_;
+}
+
+}  // namespace terrace

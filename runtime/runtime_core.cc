@@ -1,0 +1,213 @@
+#include "runtime/runtime_core.h"
+
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "io/check.h"
+#include "runtime/attend_pass.h"
+#include "runtime/context.h"
+#include "runtime/prefix_cache.h"
+#include "runtime/saved_contexts.h"
+#include "xxhash.h"
+
+namespace terrace {
+namespace {
+
+// Blocks that all tiers together can hold.
+size_t BlocksOf(const TierManagerOptions& tiers) {
+  return static_cast<size_t>((tiers.hbm_bytes + tiers.dram_bytes + tiers.nvme_bytes) /
+                             tiers.block_bytes);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RuntimeCore>> RuntimeCore::Open(RuntimeOptions options) {
+  options.tiers.block_bytes = options.BlockBytes();
+  options.tiers.model_fingerprint = options.shape.Fingerprint(options.tokens_per_block);
+  // Without rotated keys the angles are never used, but a head_dim that rope cannot split is fine.
+  absl::StatusOr<Rope> rope = Rope::Create(options.shape.head_dim, options.shape.rope);
+  if (!rope.ok()) return rope.status();
+  auto core = std::unique_ptr<RuntimeCore>(new RuntimeCore(std::move(options), *std::move(rope)));
+  if (absl::Status status = core->MakePolicies(); !status.ok()) return status;
+  auto tiers = TierManager::Open(core->options_.tiers);
+  if (!tiers.ok()) return tiers.status();
+  core->tiers_ = *std::move(tiers);
+  if (absl::Status status = core->MakeMemory(); !status.ok()) return status;
+  core->chain_root_ = ChainRoot(core->options_.tiers.model_fingerprint, /*space=*/0);
+  core->saved_ = std::make_unique<SavedContexts>(*core);
+  if (absl::Status status = core->saved_->Recover(); !status.ok()) return status;
+  return core;
+}
+
+RuntimeCore::RuntimeCore(RuntimeOptions options, Rope rope)
+    : options_(std::move(options)),
+      rope_(std::move(rope)),
+      tail_layout_({.shape = options_.shape,
+                    .capacity_tokens = options_.window_tokens + options_.tokens_per_block +
+                                       options_.max_append_tokens,
+                    .sink_tokens = options_.sink_tokens}),
+      compute_(options_.threads) {
+  std::random_device random;
+  const auto word = [&] { return (uint64_t{random()} << 32) | random(); };
+  absl::MutexLock lock(&mu_);
+  key_seed_ = {word(), word()};
+}
+
+RuntimeCore::~RuntimeCore() {
+  absl::MutexLock lock(&mu_);
+  TERRACE_CHECK(contexts_.empty());
+}
+
+absl::Status RuntimeCore::MakePolicies() {
+  for (uint32_t layer = 0; layer < options_.shape.layers; ++layer) {
+    for (uint32_t head = 0; head < options_.shape.kv_heads; ++head) {
+      auto policy = LookupPolicy::Create(options_.LookupOf(layer, head), options_.shape,
+                                         options_.tokens_per_block);
+      if (!policy.ok()) return policy.status();
+      policies_.push_back(*std::move(policy));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RuntimeCore::MakeMemory() {
+  size_t summary_bytes = 0;
+  for (const std::unique_ptr<LookupPolicy>& policy : policies_) {
+    if (policy->looks_up()) summary_bytes = std::max(summary_bytes, policy->summary()->bytes());
+  }
+  const size_t heads = size_t{options_.shape.layers} * options_.shape.kv_heads;
+  auto columns = ColumnTable::Create({.columns = BlocksOf(options_.tiers) / heads + 1,
+                                      .layers = options_.shape.layers,
+                                      .kv_heads = options_.shape.kv_heads,
+                                      .tokens = options_.tokens_per_block,
+                                      .summary_bytes = summary_bytes},
+                                     *tiers_);
+  if (!columns.ok()) return columns.status();
+  columns_ = *std::move(columns);
+
+  const size_t tail_bytes =
+      PageAlignUp(tail_layout_.bytes() + options_.shape.kv_heads * options_.BlockBytes());
+  auto tails = AlignedBuffer::Create(options_.active_contexts * tail_bytes);
+  if (!tails.ok()) return tails.status();
+  tails_ = *std::move(tails);
+  const size_t rows = options_.max_append_tokens * options_.shape.group();
+  for (size_t i = 0; i < compute_.threads(); ++i) {
+    auto accumulator = AttentionAccumulator::Create(rows, options_.shape.head_dim);
+    if (!accumulator.ok()) return accumulator.status();
+    accumulators_.push_back(*std::move(accumulator));
+  }
+  absl::MutexLock lock(&mu_);
+  for (size_t i = options_.active_contexts; i > 0; --i) {
+    free_tails_.push_back(tails_.data() + (i - 1) * tail_bytes);
+  }
+  return absl::OkStatus();
+}
+
+int64_t RuntimeCore::WindowBegin(int64_t position) const {
+  const auto block = static_cast<int64_t>(options_.tokens_per_block);
+  const int64_t oldest = position + 1 - static_cast<int64_t>(options_.window_tokens);
+  return oldest <= 0 ? 0 : oldest / block * block;
+}
+
+void RuntimeCore::Register(Context& context) {
+  absl::MutexLock lock(&mu_);
+  contexts_.insert(&context);
+}
+
+void RuntimeCore::Unregister(Context& context) {
+  absl::MutexLock lock(&mu_);
+  contexts_.erase(&context);
+}
+
+absl::StatusOr<std::byte*> RuntimeCore::TakeTail() {
+  while (true) {
+    Context* idle = nullptr;
+    {
+      absl::MutexLock lock(&mu_);
+      if (!free_tails_.empty()) {
+        std::byte* const memory = free_tails_.back();
+        free_tails_.pop_back();
+        return memory;
+      }
+      idle = Context::LockIdlest(contexts_);
+    }
+    if (idle == nullptr) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("active_contexts: all ", options_.active_contexts,
+                       " windows in memory belong to contexts that are at work"));
+    }
+    if (absl::Status status = Context::ParkAndUnlock(*idle); !status.ok()) return status;
+  }
+}
+
+void RuntimeCore::GiveTail(std::byte* memory) {
+  absl::MutexLock lock(&mu_);
+  free_tails_.push_back(memory);
+}
+
+uint64_t RuntimeCore::NextUse() {
+  absl::MutexLock lock(&mu_);
+  return ++uses_;
+}
+
+ColumnKey RuntimeCore::NewKey() {
+  absl::MutexLock lock(&mu_);
+  const uint64_t text[] = {key_seed_.high, key_seed_.low++};
+  const XXH128_hash_t hash = XXH3_128bits(text, sizeof(text));
+  return {hash.high64, hash.low64};
+}
+
+absl::StatusOr<std::unique_ptr<AttendPass>> RuntimeCore::TakePass() {
+  {
+    absl::MutexLock lock(&mu_);
+    if (!passes_.empty()) {
+      std::unique_ptr<AttendPass> pass = std::move(passes_.back());
+      passes_.pop_back();
+      return pass;
+    }
+  }
+  return AttendPass::Create(*this);
+}
+
+void RuntimeCore::GivePass(std::unique_ptr<AttendPass> pass) {
+  absl::MutexLock lock(&mu_);
+  passes_.push_back(std::move(pass));
+}
+
+absl::Status RuntimeCore::Resummarise(absl::Span<const ColumnIndex> columns) {
+  if (columns_->options().summary_bytes == 0) return absl::OkStatus();
+  const size_t heads = options_.shape.kv_heads;
+  std::vector<BlockRead> reads(heads);
+  for (const ColumnIndex column : columns) {
+    for (size_t layer = 0; layer < options_.shape.layers; ++layer) {
+      for (size_t head = 0; head < heads; ++head) {
+        reads[head] = {.id = columns_->block(column, layer, head)};
+      }
+      auto lease = tiers_->Fetch(reads, {.target = Tier::kDram});
+      if (!lease.ok()) return lease.status();
+      for (size_t head = 0; head < heads; ++head) {
+        if (!policy(layer, head).looks_up()) continue;
+        if ((*lease)[head].outcome != BlockOutcome::kServed) {
+          return absl::DataLossError(absl::StrCat("a block of layer ", layer, ", KV head ", head,
+                                                  " of the prefix is lost"));
+        }
+        policy(layer, head)
+            .summary()
+            ->Summarise((*lease)[head].data, options_.shape.dtype, {},
+                        columns_->summary(column, layer, head)
+                            .first(policy(layer, head).summary()->bytes()));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RuntimeCore::CompleteAdopted(absl::Span<const ColumnIndex> columns) {
+  if (absl::Status status = Resummarise(columns); !status.ok()) return status;
+  for (const ColumnIndex column : columns) columns_->Complete(column);
+  return absl::OkStatus();
+}
+
+}  // namespace terrace

@@ -1,0 +1,109 @@
+#ifndef TERRACE_RUNTIME_RUNTIME_CORE_H_
+#define TERRACE_RUNTIME_RUNTIME_CORE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
+#include "io/aligned_buffer.h"
+#include "runtime/attention.h"
+#include "runtime/column_table.h"
+#include "runtime/compute_pool.h"
+#include "runtime/lookup_policy.h"
+#include "runtime/rope.h"
+#include "runtime/runtime_options.h"
+#include "runtime/tail.h"
+#include "tiers/tier_manager.h"
+
+namespace terrace {
+
+class AttendPass;
+class Context;
+class SavedContexts;
+
+// What all contexts of a runtime share. Private to runtime/.
+//
+// Thread-safe. Its lock is never held across I/O, and never while the lock of a context is waited
+// for.
+class RuntimeCore {
+ public:
+  // `options` validate.
+  static absl::StatusOr<std::unique_ptr<RuntimeCore>> Open(RuntimeOptions options);
+  ~RuntimeCore();
+
+  const RuntimeOptions& options() const { return options_; }
+  const ModelShape& shape() const { return options_.shape; }
+  TierManager& tiers() { return *tiers_; }
+  ColumnTable& columns() { return *columns_; }
+  SavedContexts& saved() { return *saved_; }
+  const ColumnKey& chain_root() const { return chain_root_; }
+  ComputePool& compute() { return compute_; }
+  const Rope& rope() const { return rope_; }
+  const TailLayout& tail_layout() const { return tail_layout_; }
+  const LookupPolicy& policy(size_t layer, size_t kv_head) const {
+    return *policies_[layer * options_.shape.kv_heads + kv_head];
+  }
+  // The block in which the window of a query at `position` begins, as its first token.
+  int64_t WindowBegin(int64_t position) const;
+  size_t block_tokens() const { return options_.tokens_per_block; }
+
+  // --- Contexts and the memory of their tails ---
+  void Register(Context& context) ABSL_LOCKS_EXCLUDED(mu_);
+  void Unregister(Context& context) ABSL_LOCKS_EXCLUDED(mu_);
+  // Memory for one tail, and one block for each KV head behind it. Parks the context that was idle
+  // longest where none is free. kResourceExhausted when every other context is at work.
+  absl::StatusOr<std::byte*> TakeTail() ABSL_LOCKS_EXCLUDED(mu_);
+  void GiveTail(std::byte* memory) ABSL_LOCKS_EXCLUDED(mu_);
+  uint64_t NextUse() ABSL_LOCKS_EXCLUDED(mu_);
+  // A key that nobody else has.
+  ColumnKey NewKey() ABSL_LOCKS_EXCLUDED(mu_);
+
+  // --- The state of calls to Attend ---
+  absl::StatusOr<std::unique_ptr<AttendPass>> TakePass() ABSL_LOCKS_EXCLUDED(mu_);
+  void GivePass(std::unique_ptr<AttendPass> pass) ABSL_LOCKS_EXCLUDED(mu_);
+  // Of a thread of compute(). Holds [max_append_tokens * group] rows.
+  AttentionAccumulator& accumulator(size_t worker) { return accumulators_[worker]; }
+
+  // Fills in the summaries of complete columns from their blocks, without token masses. kDataLoss
+  // when one is lost.
+  absl::Status Resummarise(absl::Span<const ColumnIndex> columns);
+  // The same for columns that were adopted, which are complete then. Drops those after an error.
+  absl::Status CompleteAdopted(absl::Span<const ColumnIndex> columns);
+  uint64_t window_bytes() const { return tails_.size(); }
+
+ private:
+  explicit RuntimeCore(RuntimeOptions options, Rope rope);
+  absl::Status MakePolicies();
+  absl::Status MakeMemory();
+
+  const RuntimeOptions options_;
+  const Rope rope_;
+  TailLayout tail_layout_;
+  std::vector<std::unique_ptr<LookupPolicy>> policies_;  // [layers, kv_heads]
+  ComputePool compute_;
+  std::vector<AttentionAccumulator> accumulators_;  // [threads]
+  std::unique_ptr<TierManager> tiers_;
+  std::unique_ptr<ColumnTable> columns_;
+  std::unique_ptr<SavedContexts> saved_;
+  ColumnKey chain_root_;  // of prefixes
+  AlignedBuffer tails_;
+
+  absl::Mutex mu_;
+  absl::flat_hash_set<Context*> contexts_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::byte*> free_tails_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::unique_ptr<AttendPass>> passes_ ABSL_GUARDED_BY(mu_);
+  uint64_t uses_ ABSL_GUARDED_BY(mu_) = 0;
+  ColumnKey key_seed_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace terrace
+
+#endif  // TERRACE_RUNTIME_RUNTIME_CORE_H_

@@ -1,0 +1,62 @@
+#ifndef TERRACE_RUNTIME_RUNTIME_OPTIONS_H_
+#define TERRACE_RUNTIME_RUNTIME_OPTIONS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "runtime/lookup_policy.h"
+#include "runtime/model_shape.h"
+#include "tiers/tier_options.h"
+
+namespace terrace {
+
+// A lookup for some heads instead of RuntimeOptions::lookup. Later ones win.
+struct LookupOverride {
+  std::optional<uint32_t> layer;    // nullopt: every layer
+  std::optional<uint32_t> kv_head;  // nullopt: every KV head
+  LookupOptions lookup;
+};
+
+// What a Runtime is opened with.
+struct RuntimeOptions {
+  ModelShape shape;
+
+  // The memories that blocks are kept in; tiers.dram_bytes is needed. block_bytes and
+  // model_fingerprint follow from the shape and are set by Open. With tiers.reuse, saved contexts
+  // and cached prefixes of an earlier run are there again.
+  TierManagerOptions tiers;
+
+  // A block has so many tokens; with the shape, it must come to whole pages of 4 KiB.
+  size_t tokens_per_block = 128;
+  // The first tokens of a context, which every query attends to; at most a block.
+  size_t sink_tokens = 64;
+  // The newest tokens before a query, which it attends to. The window begins at the block that
+  // holds the oldest of them, so up to a block less one more.
+  size_t window_tokens = 512;
+  // The most that one Append brings to a layer.
+  size_t max_append_tokens = 512;
+
+  // How heads find what is neither sink nor window.
+  LookupOptions lookup;
+  std::vector<LookupOverride> overrides;
+
+  // Contexts whose sinks and windows are in memory at once. When one more is used, the one that was
+  // idle longest moves to the tiers until it is used again.
+  size_t active_contexts = 4;
+  // That compute attention, the caller's included; 0: as many as there are processors.
+  size_t threads = 0;
+
+  // The bytes of a block.
+  size_t BlockBytes() const { return shape.BlockBytes(tokens_per_block); }
+  const LookupOptions& LookupOf(uint32_t layer, uint32_t kv_head) const;
+
+  // kInvalidArgument naming the field, its value and its limit.
+  absl::Status Validate() const;
+};
+
+}  // namespace terrace
+
+#endif  // TERRACE_RUNTIME_RUNTIME_OPTIONS_H_
