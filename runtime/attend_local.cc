@@ -12,10 +12,6 @@ void AttendPass::AttendLocally() {
   const size_t head_dim = core_.shape().head_dim;
   jobs_.clear();
   for (Head& head : heads_) {
-    head.out.resize(rows_ * head_dim);
-    head.lse.resize(rows_);
-    head.part_out.resize(rows_ * head_dim);
-    head.part_lse.resize(rows_);
     head.parts.clear();
     // Jobs refer to parts, which must not move: at most three of a group.
     head.parts.reserve(3 * groups_.size());

@@ -114,6 +114,10 @@ absl::Status AttendPass::TakeQueries(const AttendInput& input) {
   for (Head& head : heads_) {
     head.local.resize(rows_ * head_dim);
     if (separate_far()) head.far.resize(rows_ * head_dim);
+    head.out.resize(rows_ * head_dim);
+    head.lse.resize(rows_);
+    head.part_out.resize(rows_ * head_dim);
+    head.part_lse.resize(rows_);
   }
   for (size_t i = 0; i < positions_.size(); ++i) {
     const auto* const from = static_cast<const std::byte*>(input.queries) +

@@ -186,9 +186,22 @@ void ColumnTable::Release(absl::Span<const ColumnIndex> columns) {
   }
 }
 
+void ColumnTable::Abandon(absl::Span<const ColumnIndex> columns) {
+  absl::MutexLock lock(&mu_);
+  for (const ColumnIndex column : columns) {
+    const auto slot = static_cast<uint32_t>(column);
+    TERRACE_CHECK(columns_[slot].references > 0);
+    if (--columns_[slot].references == 0) Free(slot);
+  }
+}
+
 void ColumnTable::Remove(uint32_t slot) {
+  tiers_.Drop(Blocks(columns_[slot].key));
+  Free(slot);
+}
+
+void ColumnTable::Free(uint32_t slot) {
   Column& column = columns_[slot];
-  tiers_.Drop(Blocks(column.key));
   by_key_.erase(column.key);
   if (column.named) {
     const auto first = first_child_.find(column.parent);

@@ -84,6 +84,8 @@ class ColumnTable {
                                    absl::Span<const int32_t> tokens) ABSL_LOCKS_EXCLUDED(mu_);
   void AddReference(absl::Span<const ColumnIndex> columns) ABSL_LOCKS_EXCLUDED(mu_);
   void Release(absl::Span<const ColumnIndex> columns) ABSL_LOCKS_EXCLUDED(mu_);
+  // The same, and leaves blocks as they are: somebody unknown may need them.
+  void Abandon(absl::Span<const ColumnIndex> columns) ABSL_LOCKS_EXCLUDED(mu_);
 
   // REQUIRES for all below: the caller refers to the column.
   ColumnKey key(ColumnIndex column) const { return columns_[Slot(column)].key; }
@@ -121,7 +123,9 @@ class ColumnTable {
   static size_t Slot(ColumnIndex column) { return static_cast<size_t>(column); }
   std::vector<BlockId> Blocks(const ColumnKey& key) const;
   bool Refer(uint32_t slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Drops its blocks, and frees the slot.
   void Remove(uint32_t slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Free(uint32_t slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::optional<uint32_t> FreeSlot() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const Options options_;

@@ -25,7 +25,7 @@ struct ModelShape {
   uint32_t head_dim = 0;              // a multiple of 8, up to 512
   KvDtype dtype = KvDtype::kFloat16;  // as stored
   KeyState key_state = KeyState::kAfterRope;
-  RopeOptions rope;  // used where keys come before RoPE
+  RopeOptions rope = {};  // used where keys come before RoPE
   // Tells models of one shape apart, such as a hash of the weights: their blocks are never mixed
   // up.
   uint64_t model_id = 0;

@@ -17,17 +17,17 @@ namespace terrace {
 struct LookupOverride {
   std::optional<uint32_t> layer;    // nullopt: every layer
   std::optional<uint32_t> kv_head;  // nullopt: every KV head
-  LookupOptions lookup;
+  LookupOptions lookup = {};
 };
 
 // What a Runtime is opened with.
 struct RuntimeOptions {
-  ModelShape shape;
+  ModelShape shape = {};
 
   // The memories that blocks are kept in; tiers.dram_bytes is needed. block_bytes and
   // model_fingerprint follow from the shape and are set by Open. With tiers.reuse, saved contexts
   // and cached prefixes of an earlier run are there again.
-  TierManagerOptions tiers;
+  TierManagerOptions tiers = {};
 
   // A block has so many tokens; with the shape, it must come to whole pages of 4 KiB.
   size_t tokens_per_block = 128;
@@ -40,8 +40,8 @@ struct RuntimeOptions {
   size_t max_append_tokens = 512;
 
   // How heads find what is neither sink nor window.
-  LookupOptions lookup;
-  std::vector<LookupOverride> overrides;
+  LookupOptions lookup = {};
+  std::vector<LookupOverride> overrides = {};
 
   // Contexts whose sinks and windows are in memory at once. When one more is used, the one that was
   // idle longest moves to the tiers until it is used again.

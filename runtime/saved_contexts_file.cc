@@ -71,7 +71,7 @@ SavedContexts::Saved SavedContexts::ReadManifest(const std::string& path) const 
   if (saved.status.ok()) saved.status = (*file)->EndSection();
   if (saved.status.ok()) saved.status = ReadColumns(**file, header, saved);
   if (saved.status.ok()) saved.tokens = header.tokens;
-  if (!saved.status.ok()) core_.columns().Release(std::exchange(saved.columns, {}));
+  if (!saved.status.ok()) core_.columns().Abandon(std::exchange(saved.columns, {}));
   return saved;
 }
 
@@ -111,7 +111,7 @@ absl::StatusOr<ColumnIndex> SavedContexts::ReadColumn(CheckedFileReader& file,
   status =
       memory.size() == summaries ? file.Read(memory.data(), memory.size()) : file.Skip(summaries);
   if (!status.ok()) {
-    core_.columns().Release({&*column, 1});
+    core_.columns().Abandon({&*column, 1});
     return status;
   }
   core_.columns().Complete(*column);
@@ -139,6 +139,7 @@ absl::Status SavedContexts::ReadWindow(CheckedFileReader& file, const Header& he
   context.token_ids_.resize(header.named_tokens);
   absl::Status status = file.Read(context.token_ids_.data(), header.named_tokens * sizeof(int32_t));
   context.ExtendChain();
+  context.has_sinks_ = false;
   const auto held = static_cast<size_t>(header.tokens - header.first);
   const size_t bytes = held * core_.tail_layout().row_bytes();
   std::vector<std::byte> keys(bytes);

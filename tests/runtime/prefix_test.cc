@@ -1,0 +1,148 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "runtime/prefix_cache.h"
+#include "tests/support/context_rig.h"
+
+namespace terrace {
+namespace {
+
+// The keys of a rig follow from the position, so equal positions stand for equal tokens here.
+std::vector<int32_t> Tokens(int32_t count) {
+  std::vector<int32_t> tokens(static_cast<size_t>(count));
+  std::iota(tokens.begin(), tokens.end(), 1000);
+  return tokens;
+}
+
+void RunTokens(ContextRig& rig, Context& context, absl::Span<const int32_t> tokens) {
+  const auto known = static_cast<size_t>(context.tokens());
+  ASSERT_TRUE(context.AddTokenIds(tokens.subspan(known)).ok());
+  ASSERT_TRUE(rig.Prefill(context, static_cast<int64_t>(tokens.size()), 96).ok());
+}
+
+void ExpectExact(ContextRig& rig, Context& context) {
+  const int64_t position = context.tokens() - 1;
+  const auto out = rig.Attend(context, 1, position, 1);
+  ASSERT_TRUE(out.ok()) << out.status();
+  EXPECT_LE(ContextRig::Error(*out, rig.Expected(1, position, [](int64_t) { return true; })), 1e-3);
+}
+
+class PrefixTest : public ::testing::TestWithParam<LookupKind> {
+ protected:
+  static RuntimeOptions Options() {
+    RuntimeOptions options = SmallRuntime();
+    options.lookup = {.kind = GetParam(), .blocks = 1000};
+    options.tiers.dram_bytes = 64 * options.BlockBytes();
+    options.tiers.nvme_bytes = 16 << 20;
+    return options;
+  }
+};
+
+TEST_P(PrefixTest, ALaterContextBeginsWithWhatAnEarlierOneSealed) {
+  ContextRig rig(Options());
+  const std::vector<int32_t> tokens = Tokens(400);
+  {
+    auto first = *rig.runtime().NewContext(tokens);
+    EXPECT_EQ(first->tokens(), 0);
+    RunTokens(rig, *first, tokens);
+  }
+  auto second = *rig.runtime().NewContext(tokens);
+  // The window of the first was never sealed.
+  EXPECT_EQ(second->tokens(), 320);
+  EXPECT_EQ(second->Stats().prefix_tokens, 320u);
+  RunTokens(rig, *second, tokens);
+  ExpectExact(rig, *second);
+}
+
+TEST_P(PrefixTest, LiveContextsShareTheirBlocks) {
+  ContextRig rig(Options());
+  const std::vector<int32_t> tokens = Tokens(400);
+  auto first = *rig.runtime().NewContext(tokens);
+  RunTokens(rig, *first, tokens);
+  const size_t columns = rig.runtime().Stats().columns;
+  auto second = *rig.runtime().NewContext(tokens);
+  RunTokens(rig, *second, tokens);
+  EXPECT_EQ(rig.runtime().Stats().columns, columns);
+  first.reset();
+  ExpectExact(rig, *second);
+}
+
+TEST_P(PrefixTest, ADivergingPromptSharesUpToTheTokenWhereItDiverges) {
+  ContextRig rig(Options());
+  std::vector<int32_t> tokens = Tokens(400);
+  auto first = *rig.runtime().NewContext(tokens);
+  RunTokens(rig, *first, tokens);
+  tokens[205] = 7;  // in the middle of a block
+  auto second = *rig.runtime().NewContext(tokens);
+  EXPECT_EQ(second->tokens(), 205);
+  ASSERT_TRUE(rig.Step(*second, 1).ok());
+  ExpectExact(rig, *second);
+  tokens[0] = 7;
+  auto third = *rig.runtime().NewContext(tokens);
+  EXPECT_EQ(third->tokens(), 0);
+}
+
+TEST_P(PrefixTest, TheLastTokenIsLeftToTheEngine) {
+  ContextRig rig(Options());
+  const std::vector<int32_t> tokens = Tokens(400);
+  auto first = *rig.runtime().NewContext(tokens);
+  RunTokens(rig, *first, tokens);
+  auto second = *rig.runtime().NewContext(absl::MakeConstSpan(tokens).first(320));
+  EXPECT_EQ(second->tokens(), 319);
+  ASSERT_TRUE(rig.Step(*second, 1).ok());
+  ExpectExact(rig, *second);
+}
+
+TEST_P(PrefixTest, SurvivesARestart) {
+  ContextRig rig(Options());
+  const std::vector<int32_t> tokens = Tokens(400);
+  auto first = *rig.runtime().NewContext(tokens);
+  RunTokens(rig, *first, tokens);
+  first.reset();
+  ASSERT_TRUE(rig.runtime().tiers().Flush().ok());
+  rig.Reopen();
+  auto second = *rig.runtime().NewContext(tokens);
+  EXPECT_EQ(second->tokens(), 320);
+  RunTokens(rig, *second, tokens);
+  ExpectExact(rig, *second);
+}
+
+TEST_P(PrefixTest, WhatWasEvictedIsNoHit) {
+  RuntimeOptions options = Options();
+  options.tiers.dram_bytes = 60 * options.BlockBytes();
+  options.tiers.nvme_bytes = 0;
+  ContextRig rig(options);
+  const std::vector<int32_t> tokens = Tokens(400);
+  auto first = *rig.runtime().NewContext(tokens);
+  RunTokens(rig, *first, tokens);
+  first.reset();
+  std::vector<int32_t> others = tokens;
+  for (int32_t& token : others) token += 100000;
+  auto other = *rig.runtime().NewContext(others);
+  RunTokens(rig, *other, others);
+  other.reset();
+  auto second = *rig.runtime().NewContext(tokens);
+  EXPECT_LT(second->tokens(), 320);
+  RunTokens(rig, *second, absl::MakeConstSpan(tokens).first(380));
+  ExpectExact(rig, *second);
+}
+
+INSTANTIATE_TEST_SUITE_P(Lookups, PrefixTest,
+                         ::testing::Values(LookupKind::kFull, LookupKind::kQuest),
+                         [](const auto& info) { return LookupKindName(info.param); });
+
+TEST(PrefixChain, KeysFollowFromAllTokensBefore) {
+  const std::vector<int32_t> a = {1, 2, 3};
+  const std::vector<int32_t> b = {1, 2, 4};
+  const ColumnKey root = ChainRoot(1, 0);
+  EXPECT_EQ(ChainNext(root, a), ChainNext(root, a));
+  EXPECT_FALSE(ChainNext(root, a) == ChainNext(root, b));
+  EXPECT_FALSE(ChainNext(ChainNext(root, a), a) == ChainNext(ChainNext(root, b), a));
+  EXPECT_FALSE(root == ChainRoot(2, 0));
+  EXPECT_FALSE(root == ChainRoot(1, 1));
+}
+
+}  // namespace
+}  // namespace terrace
