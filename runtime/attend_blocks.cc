@@ -7,13 +7,6 @@
 #include "runtime/attend_pass.h"
 
 namespace terrace {
-namespace {
-
-// Blocks of one fetch: 32 MiB of the usual ones keep any disk busy, and the answer comes soon.
-constexpr size_t kRoundBlocks = 512;
-
-}  // namespace
-
 // By column and then by head: the order in which they were written, and lie on NVMe.
 void AttendPass::ListBlocks() {
   far_.clear();
@@ -35,7 +28,7 @@ void AttendPass::ListBlocks() {
     return a.column != b.column ? a.column < b.column : a.kv_head < b.kv_head;
   });
   // One round is attended to while the next is on its way, and other contexts want room as well.
-  round_blocks_ = std::clamp<size_t>(core_.tiers().max_fetch_blocks() / 4, 1, kRoundBlocks);
+  round_blocks_ = std::clamp<size_t>(core_.tiers().max_fetch_blocks() / 4, 1, kMaxRoundBlocks);
 }
 
 BlockId AttendPass::IdOf(const FarBlock& block, size_t layer) const {

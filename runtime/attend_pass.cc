@@ -32,7 +32,21 @@ AttendPass::AttendPass(RuntimeCore& core, std::unique_ptr<ParallelAttention> att
       token_(size_t{core.shape().query_heads} * core.shape().head_dim),
       cosines_(core.shape().head_dim / 2),
       sines_(core.shape().head_dim / 2),
-      attention_(std::move(attention)) {}
+      attention_(std::move(attention)) {
+  // What grows with the context has room for the longest there can be, so that a decode step does
+  // not allocate when one more block was sealed.
+  const size_t columns = core.columns().options().columns;
+  for (Head& head : heads_) {
+    head.summaries.reserve(columns);
+    head.scores.reserve(columns * core.shape().group());
+    head.ranks.reserve(columns);
+    head.chosen.reserve(columns);
+    head.parts.reserve(std::min(kMaxRoundBlocks, columns));
+  }
+  far_.reserve(columns * core.shape().kv_heads);
+  reads_.reserve(kMaxRoundBlocks);
+  hints_.reserve(kMaxRoundBlocks);
+}
 
 absl::Status AttendPass::Check(size_t layer, const AttendInput& input,
                                const AttendOutput& output) const {

@@ -45,6 +45,9 @@ class AttendPass {
                                absl::Span<Context* const> contexts) ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
  private:
+  // Blocks of one fetch: 32 MiB of the usual ones keep any disk busy, and the answer comes soon.
+  static constexpr size_t kMaxRoundBlocks = 512;
+
   // Consecutive positions whose window begins at the same block.
   struct QueryGroup {
     size_t first = 0;  // of positions_

@@ -14,6 +14,9 @@ namespace terrace {
 
 Context::Context(RuntimeCore& core) : core_(core), tail_(core.tail_layout(), core.rope()) {
   absl::MutexLock lock(&mu_);
+  // All that can be: sealing a block then allocates nothing.
+  columns_.reserve(core.columns().options().columns);
+  sealed_layers_.reserve(core.columns().options().columns);
   stats_.layers.resize(core.shape().layers);
   last_blocks_.resize(core.shape().layers);
   core.Register(*this);

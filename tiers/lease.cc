@@ -18,7 +18,10 @@ Lease& Lease::operator=(Lease&& other) noexcept {
 }
 
 void Lease::Release() {
-  if (manager_ != nullptr) manager_->Unpin(places_);
+  if (manager_ == nullptr) return;
+  manager_->Unpin(places_);
+  manager_->spare_blocks_.Give(std::move(blocks_));
+  manager_->spare_places_.Give(std::move(places_));
   manager_ = nullptr;
   blocks_.clear();
   places_.clear();
@@ -43,8 +46,10 @@ bool Ticket::Done() const {
 Lease Ticket::Wait() {
   TERRACE_CHECK(manager_ != nullptr);
   TierManager* manager = std::exchange(manager_, nullptr);
-  const FetchItems items = std::move(items_);
-  return manager->WaitFor(items, deadline_);
+  FetchItems items = std::move(items_);
+  Lease lease = manager->WaitFor(items, deadline_);
+  manager->spare_items_.Give(std::move(items));
+  return lease;
 }
 
 void Ticket::Cancel() {

@@ -16,6 +16,7 @@
 #include "absl/types/span.h"
 #include "tiers/block_directory.h"
 #include "tiers/nvme_tier.h"
+#include "tiers/ring_queue.h"
 #include "tiers/slot_table.h"
 #include "tiers/tier.h"
 
@@ -67,8 +68,7 @@ struct FetchItem {
   Tier hit_tier = Tier::kNvme;
   bool was_prefetching = false;  // the fetch joined a prefetch that nobody waited for
 };
-// Most fetches of a decode step fit without an allocation.
-using FetchItems = absl::InlinedVector<FetchItem, 32>;
+using FetchItems = std::vector<FetchItem>;
 
 // Blocks on their way to NVMe as one sequential write, led by a header.
 struct WriteGroup {
@@ -288,9 +288,9 @@ class Placement {
 
   // Queued fills. Elements may be stale: a fill whose class was raised stands in both read queues,
   // and `queued` in the Fill says whether it is still to be started.
-  std::deque<Place> demand_reads_;
-  std::deque<Place> prefetch_reads_;
-  std::deque<Place> copies_;
+  RingQueue<Place> demand_reads_;
+  RingQueue<Place> prefetch_reads_;
+  RingQueue<Place> copies_;
   size_t outstanding_fills_ = 0;     // reserved, neither landed nor failed
   size_t outstanding_prefetch_ = 0;  // of these, those nobody waits for
 
@@ -301,7 +301,7 @@ class Placement {
   size_t reserved_since_select_ = 0;
   std::vector<EntryIndex> doomed_;   // scratch of EvictSegment
   std::deque<EntryIndex> rewrites_;  // kQueued, or no longer to be rewritten
-  std::deque<Place> rewrite_reads_;
+  RingQueue<Place> rewrite_reads_;
   std::vector<SlotIndex> selected_;   // still to be written ahead, the coldest last
   std::vector<EntryIndex> flushing_;  // dirty at BeginFlush, by entry
 

@@ -219,7 +219,7 @@ size_t Placement::ReservePrefetch(absl::Span<const BlockId> ids, Pool target, si
 }
 
 std::optional<Place> Placement::NextRead(bool allow_prefetch) {
-  for (std::deque<Place>* queue : {&demand_reads_, &prefetch_reads_}) {
+  for (RingQueue<Place>* queue : {&demand_reads_, &prefetch_reads_}) {
     if (queue == &prefetch_reads_ && !allow_prefetch) break;
     while (!queue->empty()) {
       const Place place = queue->front();

@@ -1,6 +1,7 @@
 #include "tiers/tier_manager.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -160,6 +161,7 @@ absl::Status TierManager::FillFromCaller(const BlockWrite& block, Place place,
 // --- Fetch ---
 
 absl::Status TierManager::MakeItems(absl::Span<const BlockRead> reads, FetchItems& items) const {
+  if (items.capacity() < reads.size()) items.reserve(std::bit_ceil(reads.size()));
   items.resize(reads.size());
   for (size_t i = 0; i < reads.size(); ++i) {
     const uint64_t offset = std::min<uint64_t>(reads[i].offset, options_.block_bytes);
@@ -181,7 +183,7 @@ absl::StatusOr<Ticket> TierManager::FetchAsync(absl::Span<const BlockRead> reads
                                                const FetchOptions& options) {
   const absl::StatusOr<Pool> target = TargetPool(options.target);
   if (!target.ok()) return target.status();
-  FetchItems items;
+  FetchItems items = spare_items_.Take();
   if (absl::Status status = MakeItems(reads, items); !status.ok()) return status;
 
   absl::MutexLock lock(&mu_);
@@ -205,7 +207,7 @@ absl::StatusOr<Lease> TierManager::Fetch(absl::Span<const BlockRead> reads,
                                          const FetchOptions& options) {
   const absl::StatusOr<Pool> target = TargetPool(options.target);
   if (!target.ok()) return target.status();
-  FetchItems items;
+  FetchItems items = spare_items_.Take();
   if (absl::Status status = MakeItems(reads, items); !status.ok()) return status;
   Lane* lane = nullptr;
   {
@@ -229,7 +231,9 @@ absl::StatusOr<Lease> TierManager::Fetch(absl::Span<const BlockRead> reads,
     if (options.deadline == absl::InfiniteFuture()) lane = TakeLane();
     StartTransfers(lane);
   }
-  return WaitFor(items, options.deadline, lane);
+  Lease lease = WaitFor(items, options.deadline, lane);
+  spare_items_.Give(std::move(items));
+  return lease;
 }
 
 bool TierManager::AllLanded(absl::Span<const FetchItem> items) const {
@@ -244,8 +248,10 @@ bool TierManager::AllLanded(absl::Span<const FetchItem> items) const {
 Lease TierManager::WaitFor(absl::Span<const FetchItem> items, absl::Time deadline, Lane* lane) {
   Lease lease;
   lease.manager_ = this;
-  lease.blocks_.reserve(items.size());
-  lease.places_.reserve(items.size());
+  lease.blocks_ = spare_blocks_.Take();
+  lease.places_ = spare_places_.Take();
+  lease.blocks_.reserve(std::bit_ceil(items.size()));
+  lease.places_.reserve(std::bit_ceil(items.size()));
   std::vector<Place> unserved;
   {
     absl::MutexLock lock(&mu_);

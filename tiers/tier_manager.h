@@ -25,6 +25,7 @@
 #include "tiers/lease.h"
 #include "tiers/placement.h"
 #include "tiers/slot_memory.h"
+#include "tiers/spare_pool.h"
 #include "tiers/tier_options.h"
 #include "tiers/write_budget.h"
 
@@ -313,6 +314,10 @@ class TierManager {
   std::unique_ptr<ReadCoalescer> coalescer_;
   DeviceInfo device_info_;
   BlockDevice* device_ = nullptr;  // the scheduler's, for the completion handler
+
+  SparePool<FetchItems> spare_items_;
+  SparePool<std::vector<LeasedBlock>> spare_blocks_;
+  SparePool<std::vector<Place>> spare_places_;
 
   absl::Mutex flush_mu_ ABSL_ACQUIRED_BEFORE(mu_);  // one Flush at a time
 

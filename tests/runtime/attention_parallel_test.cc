@@ -1,32 +1,16 @@
 #include "runtime/attention_parallel.h"
 
-#include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 #include <memory>
-#include <new>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "tests/support/allocation_count.h"
 #include "tests/support/kv_samples.h"
 #include "tests/support/reference_attention.h"
-
-namespace {
-std::atomic<size_t> allocations = 0;
-}  // namespace
-
-// Counts what the whole test program allocates.
-void* operator new(size_t bytes) {
-  ++allocations;
-  void* memory = std::malloc(bytes == 0 ? 1 : bytes);
-  if (memory == nullptr) std::abort();
-  return memory;
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace terrace {
 namespace {
@@ -182,12 +166,12 @@ TEST(ParallelAttentionTest, NothingIsAllocatedAfterTheLargestCall) {
     Jobs small(64);
     small.Add(4, {3000, 20}, 9, true, true);
     attention->Run(large.jobs());
-    const size_t before = allocations;
+    const size_t before = AllocationCount();
     for (int i = 0; i < 5; ++i) {
       attention->Run(small.jobs());
       attention->Run(large.jobs());
     }
-    EXPECT_EQ(allocations, before) << threads << " threads";
+    EXPECT_EQ(AllocationCount(), before) << threads << " threads";
   }
 }
 
@@ -200,13 +184,13 @@ TEST(ParallelAttentionTest, AnAccumulatorNeverAllocatesOnceItIsCreated) {
   std::vector<float> out(40 * 64);
   std::vector<float> lse(40);
   std::vector<float> mass(9000);
-  const size_t before = allocations;
+  const size_t before = AllocationCount();
   accumulator->Reset(queries);
   accumulator->Add(sample.run(), visible);
   accumulator->AddWithLse(sample.run(), visible, absl::MakeSpan(lse));
   accumulator->Finish(absl::MakeSpan(out), absl::MakeSpan(lse));
   accumulator->AddColumnMass(sample.run(), visible, lse, absl::MakeSpan(mass));
-  EXPECT_EQ(allocations, before);
+  EXPECT_EQ(AllocationCount(), before);
 }
 
 TEST(ParallelAttentionTest, RefusesOptionsThatCannotWork) {
