@@ -1,0 +1,112 @@
+#ifndef TERRACE_TOOLS_ENGINE_ENGINE_H_
+#define TERRACE_TOOLS_ENGINE_ENGINE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "runtime/rope.h"
+#include "tools/engine/attention_source.h"
+#include "tools/engine/model_config.h"
+#include "tools/engine/model_weights.h"
+
+namespace terrace {
+
+struct EngineOptions {
+  size_t chunk_tokens = 512;  // run together; at least 1. Buffers are sized for so many.
+
+  // kInvalidArgument naming the field.
+  absl::Status Validate() const;
+};
+
+// Which tokens the output head runs for.
+enum class LogitsOf : uint8_t { kNone, kLastToken, kEveryToken };
+
+// Tokens to run through the model.
+struct ForwardStep {
+  absl::Span<const int32_t> tokens;
+  int64_t position = 0;  // of the first token: how many the attention source has
+  LogitsOf logits_of = LogitsOf::kLastToken;
+};
+
+// Where the time of forward passes went.
+struct EngineTimes {
+  int64_t tokens = 0;
+  absl::Duration attention;  // in the attention source, storing of keys and values included
+  absl::Duration rest;
+};
+
+// A Llama model on the CPU, in fp32: RMSNorm, rotated attention from an AttentionSource, gated
+// feed-forward network. It is the reference that attention over tiers is tried with, not a fast
+// server: one sequence a call, products by OpenBLAS, split over oneTBB. Thread-compatible.
+class Engine {
+ public:
+  // Reads config.json and the weights from a folder. Errors are theirs, and those of the options.
+  static absl::StatusOr<std::unique_ptr<Engine>> Load(const std::string& directory,
+                                                      const EngineOptions& options = {});
+  // Of a model in memory, whose weights have the shapes of its config.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(const ModelConfig& config,
+                                                        ModelWeights weights,
+                                                        const EngineOptions& options = {});
+
+  const ModelConfig& config() const { return config_; }
+  const ModelWeights& weights() const { return weights_; }
+
+  // Elements that Forward writes for the step.
+  size_t LogitCount(const ForwardStep& step) const;
+
+  // Runs the tokens through the model, in chunks, and appends them to `attention`.
+  // logits: [1 or tokens, vocab] as step.logits_of says, empty for kNone.
+  // kInvalidArgument, with nothing run, for no tokens, an id outside of the vocabulary or a
+  // negative position; errors of the attention source come as they are, with some layers perhaps
+  // having some of the tokens: attention.Truncate(step.position) takes them away.
+  absl::Status Forward(const ForwardStep& step, AttentionSource& attention,
+                       absl::Span<float> logits);
+
+  const EngineTimes& times() const { return times_; }
+  void ResetTimes() { times_ = {}; }
+
+ private:
+  Engine(const ModelConfig& config, ModelWeights weights, const EngineOptions& options, Rope rope);
+
+  absl::Status CheckStep(const ForwardStep& step) const;
+  // Each works on one chunk, whose activations are in hidden_.
+  absl::Status RunLayers(size_t tokens, int64_t position, AttentionSource& attention);
+  absl::Status RunAttention(size_t layer, size_t tokens, int64_t position,
+                            AttentionSource& attention);
+  void RunFfn(const LayerWeights& layer, size_t tokens);
+  void RunHead(size_t first_token, size_t tokens, absl::Span<float> logits);
+
+  void Embed(absl::Span<const int32_t> tokens);
+  void PrepareAngles(size_t tokens, int64_t position);
+  void Rotate(size_t tokens, size_t width, absl::Span<float> rows) const;
+
+  const ModelConfig config_;
+  const ModelWeights weights_;
+  const EngineOptions options_;
+  const Rope rope_;
+  EngineTimes times_;
+
+  // Of one chunk: [chunk_tokens, ...], with what one token has.
+  std::vector<float> hidden_;    // hidden
+  std::vector<float> normed_;    // hidden
+  std::vector<float> query_;     // query_heads, head_dim
+  std::vector<float> key_;       // kv_heads, head_dim
+  std::vector<float> value_;     // kv_heads, head_dim
+  std::vector<float> attended_;  // query_heads, head_dim
+  std::vector<float> added_;     // hidden: what a part of the layer adds
+  std::vector<float> gate_;      // ffn
+  std::vector<float> up_;        // ffn
+  std::vector<float> cosines_;   // head_dim / 2
+  std::vector<float> sines_;     // head_dim / 2
+};
+
+}  // namespace terrace
+
+#endif  // TERRACE_TOOLS_ENGINE_ENGINE_H_

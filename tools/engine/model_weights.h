@@ -1,0 +1,50 @@
+#ifndef TERRACE_TOOLS_ENGINE_MODEL_WEIGHTS_H_
+#define TERRACE_TOOLS_ENGINE_MODEL_WEIGHTS_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "tools/engine/matrix_product.h"
+#include "tools/engine/model_config.h"
+
+namespace terrace {
+
+struct LayerWeights {
+  std::vector<float> attention_norm;  // [hidden]
+  Matrix query;                       // [query_heads * head_dim, hidden]
+  Matrix key;                         // [kv_heads * head_dim, hidden]
+  Matrix value;                       // [kv_heads * head_dim, hidden]
+  Matrix output;                      // [hidden, query_heads * head_dim]
+  std::vector<float> ffn_norm;        // [hidden]
+  Matrix gate;                        // [ffn, hidden]
+  Matrix up;                          // [ffn, hidden]
+  Matrix down;                        // [hidden, ffn]
+};
+
+// All weights of a model, in fp32 whatever the file has: 4 bytes a parameter, so twice an fp16
+// file.
+struct ModelWeights {
+  Matrix embedding;  // [vocab, hidden]
+  std::vector<LayerWeights> layers;
+  std::vector<float> norm;  // [hidden]
+  Matrix head;              // [vocab, hidden]; empty when it is the embedding
+
+  const Matrix& output_head() const { return head.values.empty() ? embedding : head; }
+  uint64_t bytes() const;
+};
+
+// Reads the tensors of `directory` by their Hugging Face names: from the shards that
+// model.safetensors.index.json lists, or without it from model.safetensors. Tensors that a Llama
+// does not have are ignored, save biases, without which the model would be another one.
+//
+// Errors name file and tensor: those of SafetensorsFile, kInvalidArgument for a missing tensor, one
+// whose shape is not what the config implies (both are named), a bias and a bad index, and
+// kResourceExhausted when the machine has not the memory.
+absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& directory,
+                                              const ModelConfig& config);
+
+}  // namespace terrace
+
+#endif  // TERRACE_TOOLS_ENGINE_MODEL_WEIGHTS_H_
