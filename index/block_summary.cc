@@ -49,14 +49,16 @@ class Representatives final : public BlockSummary {
   explicit Representatives(const RepresentativeOptions& options) : options_(options) {}
 
   size_t bytes() const override { return vectors() * options_.head_dim * sizeof(uint16_t); }
-  bool wants_masses() const override { return options_.count < options_.tokens; }
+  bool wants_masses() const override {
+    return options_.choice == RepresentativeChoice::kMostMass && options_.count < options_.tokens;
+  }
 
   void Summarise(const void* keys, KvDtype dtype, absl::Span<const float> masses,
                  absl::Span<std::byte> summary) const override {
     absl::InlinedVector<float, 256> row(options_.head_dim);
     absl::InlinedVector<float, 256> sum(options_.head_dim, 0.0f);
     auto* out = reinterpret_cast<uint16_t*>(summary.data());
-    for (const size_t token : Chosen(masses)) {
+    for (const size_t token : Chosen(keys, dtype, masses)) {
       DecodeKv(Row(keys, dtype, options_.head_dim, token), dtype, row.size(), row.data());
       if (options_.averaged) {
         for (size_t i = 0; i < row.size(); ++i) {
@@ -85,22 +87,38 @@ class Representatives final : public BlockSummary {
  private:
   size_t vectors() const { return options_.averaged ? 1 : options_.count; }
 
-  // The tokens with most mass, the earlier first among equals; evenly spaced ones without masses.
-  absl::InlinedVector<size_t, 128> Chosen(absl::Span<const float> masses) const {
-    absl::InlinedVector<size_t, 128> tokens(options_.tokens);
-    if (masses.empty()) {
-      tokens.resize(options_.count);
-      for (size_t i = 0; i < options_.count; ++i) {
-        tokens[i] = (2 * i + 1) * options_.tokens / (2 * options_.count);
-      }
-      return tokens;
+  using Tokens = absl::InlinedVector<size_t, 128>;
+
+  Tokens Chosen(const void* keys, KvDtype dtype, absl::Span<const float> masses) const {
+    if (options_.choice == RepresentativeChoice::kLargestNorm) return Strongest(Norms(keys, dtype));
+    if (!masses.empty()) return Strongest(masses);
+    Tokens evenly(options_.count);
+    for (size_t i = 0; i < options_.count; ++i) {
+      evenly[i] = (2 * i + 1) * options_.tokens / (2 * options_.count);
     }
+    return evenly;
+  }
+
+  // The squares of the norms, which rank alike.
+  absl::InlinedVector<float, 128> Norms(const void* keys, KvDtype dtype) const {
+    absl::InlinedVector<float, 256> row(options_.head_dim);
+    absl::InlinedVector<float, 128> norms(options_.tokens);
+    for (size_t token = 0; token < options_.tokens; ++token) {
+      DecodeKv(Row(keys, dtype, options_.head_dim, token), dtype, row.size(), row.data());
+      norms[token] = std::inner_product(row.begin(), row.end(), row.begin(), 0.0f);
+    }
+    return norms;
+  }
+
+  // The tokens with the largest weights, the earlier first among equals.
+  Tokens Strongest(absl::Span<const float> weights) const {
+    Tokens tokens(options_.tokens);
     std::iota(tokens.begin(), tokens.end(), size_t{0});
-    const auto more_mass = [&](size_t a, size_t b) {
-      return masses[a] != masses[b] ? masses[a] > masses[b] : a < b;
+    const auto stronger = [&](size_t a, size_t b) {
+      return weights[a] != weights[b] ? weights[a] > weights[b] : a < b;
     };
     std::partial_sort(tokens.begin(), tokens.begin() + static_cast<ptrdiff_t>(options_.count),
-                      tokens.end(), more_mass);
+                      tokens.end(), stronger);
     tokens.resize(options_.count);
     return tokens;
   }

@@ -2,6 +2,7 @@
 #define TERRACE_INDEX_BLOCK_SUMMARY_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -31,17 +32,26 @@ class BlockSummary {
                      absl::Span<float> scores) const = 0;
 };
 
+// Which keys stand for a block.
+enum class RepresentativeChoice : uint8_t {
+  // Those with the largest norm, which are those that can have the largest logits.
+  kLargestNorm,
+  // Those of the tokens that received most attention while they were in the local window, as
+  // published; evenly spaced ones where that is not known.
+  kMostMass,
+};
+
 struct RepresentativeOptions {
   size_t head_dim = 128;
   size_t tokens = 128;  // a block
-  size_t count = 4;     // representatives of a block
+  size_t count = 8;     // representatives of a block
+  RepresentativeChoice choice = RepresentativeChoice::kLargestNorm;
   // The mean of the representatives instead of each: with a sum over heads it ranks blocks as the
   // paper does.
   bool averaged = false;
 };
-// InfLLM (arXiv 2402.04617, section 3.2): the keys of the tokens that received most attention while
-// they were in the local window, or evenly spaced ones. Kept apart as fp16, and scored by the best
-// of them: a lower bound of the block's largest logit. kInvalidArgument naming the field.
+// InfLLM (arXiv 2402.04617, section 3.2): some keys of the block, as fp16, scored by the best of
+// them: a lower bound of the block's largest logit. kInvalidArgument naming the field.
 absl::StatusOr<std::unique_ptr<BlockSummary>> MakeRepresentatives(
     const RepresentativeOptions& options);
 

@@ -25,8 +25,9 @@ namespace terrace {
 //   4. round by round, they attend to the blocks that came while the next round is on its way;
 //   5. the parts merge by log-sum-exp.
 //
-// The result depends on the call, the state of the context and the options of the runtime, not on the
-// number of threads or on what is in which tier. Belongs to one thread at a time; the compute pool works for it.
+// The result depends on the call, the state of the context and the options of the runtime, not on
+// the number of threads or on what is in which tier. Belongs to one thread at a time; the compute
+// pool works for it.
 class AttendPass {
  public:
   // Errors of ParallelAttention::Create.

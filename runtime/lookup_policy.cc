@@ -36,6 +36,7 @@ absl::StatusOr<std::unique_ptr<BlockSummary>> MakeSummary(const LookupOptions& o
       return MakeRepresentatives({.head_dim = head_dim,
                                   .tokens = tokens,
                                   .count = options.representatives,
+                                  .choice = options.choice,
                                   .averaged = options.pooled});
     case LookupKind::kQuest:
       return MakeKeyBounds(
@@ -66,6 +67,14 @@ absl::StatusOr<LookupKind> ParseLookupKind(absl::string_view name) {
   }
   return absl::InvalidArgumentError(
       absl::StrCat("lookup policy '", name, "' is not one of full, streaming, infllm, quest"));
+}
+
+LookupOptions PublishedInfllm(size_t blocks, size_t representatives) {
+  return {.kind = LookupKind::kInfllm,
+          .blocks = blocks,
+          .representatives = representatives,
+          .choice = RepresentativeChoice::kMostMass,
+          .pooled = true};
 }
 
 absl::StatusOr<std::unique_ptr<LookupPolicy>> LookupPolicy::Create(const LookupOptions& options,

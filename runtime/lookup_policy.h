@@ -42,6 +42,9 @@ struct LookupOptions {
   size_t page_tokens = 16;  // quest: tokens that share a bound
 };
 
+// infllm as the paper has it: pooled, by most mass.
+LookupOptions PublishedInfllm(size_t blocks, size_t representatives = 4);
+
 // The rules of one lookup: which keys it takes, what it keeps of a block, how it ranks blocks.
 //
 //             keys before RoPE                     keys after RoPE

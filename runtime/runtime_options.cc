@@ -43,7 +43,8 @@ absl::Status ValidateOverride(const LookupOverride& change, const ModelShape& sh
 }
 
 bool Same(const LookupOptions& a, const LookupOptions& b) {
-  return a.kind == b.kind && a.blocks == b.blocks && a.pooled == b.pooled;
+  return a.kind == b.kind && a.blocks == b.blocks && a.pooled == b.pooled &&
+         a.representatives == b.representatives && a.choice == b.choice;
 }
 
 // Heads that share one list of blocks must agree on it.

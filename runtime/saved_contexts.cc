@@ -62,7 +62,8 @@ uint64_t SavedContexts::LookupFingerprint() const {
       }
       const LookupOptions& options = policy.options();
       absl::StrAppend(&text, static_cast<int>(options.kind), ",", options.representatives, ",",
-                      static_cast<int>(options.pooled), ",", options.page_tokens, "/");
+                      static_cast<int>(options.choice), ",", static_cast<int>(options.pooled), ",",
+                      options.page_tokens, "/");
     }
   }
   return XXH3_64bits(text.data(), text.size());

@@ -74,7 +74,7 @@ TEST(ContextInfllm, ClipsPositionsToTheWindow) {
 TEST(ContextInfllm, AttendsToAsManyBlocksAsItMay) {
   for (const bool pooled : {false, true}) {
     RuntimeOptions options = InfllmRuntime(/*blocks=*/3);
-    options.lookup.pooled = pooled;
+    if (pooled) options.lookup = PublishedInfllm(3);
     ContextRig rig(options);
     const auto context = rig.runtime().NewContext();
     ASSERT_TRUE(rig.Prefill(**context, 500, 96).ok());
