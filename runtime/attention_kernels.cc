@@ -28,13 +28,15 @@ namespace {
 // kVectors vectors of `out` of the first kRows rows become out * scale + sum of weight * value.
 template <size_t kRows, size_t kVectors, typename T>
 HWY_INLINE void AddColumns(const KvRun& tile, size_t column, const float* weights,
-                           const float* scale, size_t head_dim, float* out) {
+                           const float* scale, size_t head_dim, LinesAhead& ahead, float* out) {
+  constexpr size_t kStepBytes = kVectors * hn::MaxLanes(Floats()) * sizeof(T);
   const size_t lanes = hn::Lanes(kFloats);
   FloatVector sums[kRows][kVectors];
   for (size_t row = 0; row < kRows; ++row) {
     for (size_t v = 0; v < kVectors; ++v) sums[row][v] = hn::Zero(kFloats);
   }
   for (size_t token = 0; token < tile.tokens; ++token) {
+    ahead.Advance<kStepBytes>(token);
     const T* values = Row<T>(tile.values, token, tile.value_stride) + column;
     FloatVector elements[kVectors];
     for (size_t v = 0; v < kVectors; ++v) elements[v] = LoadElements(values + v * lanes);
@@ -56,18 +58,15 @@ HWY_INLINE void AddColumns(const KvRun& tile, size_t column, const float* weight
 
 template <size_t kRows, typename T>
 HWY_NOINLINE void AddValues(const KvRun& tile, const float* weights, const float* scale,
-                            size_t head_dim, const RowsAhead& ahead, float* out) {
+                            size_t head_dim, LinesAhead ahead, float* out) {
   constexpr size_t kVectors = kRows == 1 ? 4 : 2;
   const size_t step = kVectors * hn::Lanes(kFloats);
-  const size_t steps = std::max<size_t>(head_dim / step, 1);
-  const size_t rows_per_step = (ahead.tokens + steps - 1) / steps;
   size_t column = 0;
   for (; column + step <= head_dim; column += step) {
-    ahead.Prefetch(column / step * rows_per_step, rows_per_step);
-    AddColumns<kRows, kVectors, T>(tile, column, weights, scale, head_dim, out);
+    AddColumns<kRows, kVectors, T>(tile, column, weights, scale, head_dim, ahead, out);
   }
   for (; column < head_dim; column += hn::Lanes(kFloats)) {
-    AddColumns<kRows, 1, T>(tile, column, weights, scale, head_dim, out);
+    AddColumns<kRows, 1, T>(tile, column, weights, scale, head_dim, ahead, out);
   }
 }
 
@@ -135,9 +134,10 @@ void AttendTile(const AttentionRows& rows, const KvRun& tile, const KvRun& ahead
     if (view.tokens == 0) continue;
     const KvRun seen = tile.Slice(0, view.tokens);
     // The first block's work asks for the tile ahead.
-    const RowsAhead keys_ahead = block == 0 ? RowsAhead::Keys(ahead, rows.head_dim) : RowsAhead();
-    const RowsAhead values_ahead =
-        block == 0 ? RowsAhead::Values(ahead, rows.head_dim) : RowsAhead();
+    const LinesAhead keys_ahead =
+        block == 0 ? LinesAhead::Keys(ahead, rows.head_dim) : LinesAhead();
+    const LinesAhead values_ahead =
+        block == 0 ? LinesAhead::Values(ahead, rows.head_dim) : LinesAhead();
     ScoreBlock<T>(rows, block, seen, view, keys_ahead, scores);
     const size_t row = block * kBlock;
     WeighTile(seen.tokens, state.max + row, state.sum + row, scale, scores);

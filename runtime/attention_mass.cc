@@ -45,7 +45,8 @@ void AddTileMass(const AttentionRows& rows, const KvRun& tile, const KvRun& ahea
     if (view.tokens == 0) continue;
     const KvRun seen = tile.Slice(0, view.tokens);
     // The first block's work asks for the tile ahead.
-    const RowsAhead keys_ahead = block == 0 ? RowsAhead::Keys(ahead, rows.head_dim) : RowsAhead();
+    const LinesAhead keys_ahead =
+        block == 0 ? LinesAhead::Keys(ahead, rows.head_dim) : LinesAhead();
     ScoreBlock<T>(rows, block, seen, view, keys_ahead, scores);
     // Minus infinity belongs to a row without tokens; padding is another.
     HWY_ALIGN float shift[kBlock];
