@@ -116,12 +116,13 @@ void AttentionAccumulator::Settle() {
   Clear();
 }
 
-void AttentionAccumulator::Add(const KvRun& run, absl::Span<const size_t> visible) {
-  AddWithLse(run, visible, {});
+void AttentionAccumulator::Add(const KvRun& run, absl::Span<const size_t> visible,
+                               const KvRun& next) {
+  AddWithLse(run, visible, {}, next);
 }
 
 void AttentionAccumulator::AddWithLse(const KvRun& run, absl::Span<const size_t> visible,
-                                      absl::Span<float> run_lse) {
+                                      absl::Span<float> run_lse, const KvRun& next) {
   TERRACE_CHECK(visible.empty() || visible.size() == rows_);
   TERRACE_CHECK(run_lse.empty() || run_lse.size() == rows_);
   const AttentionRows rows = {.rows = rows_, .head_dim = head_dim_, .queries = queries_};
@@ -130,10 +131,13 @@ void AttentionAccumulator::AddWithLse(const KvRun& run, absl::Span<const size_t>
   for (size_t first = 0; first < run.tokens;) {
     if (!run_lse.empty() || recent_tokens_ >= kTokensToSettle) Settle();
     const size_t count = std::min(run.tokens - first, kTokensToSettle - recent_tokens_);
-    AttendRun(rows, strided.Slice(first, count), {.limits = visible, .skipped = first}, recent_,
-              scratch_);
+    const size_t end = first + count;
+    const KvRun following =
+        end < run.tokens ? strided.Slice(end, run.tokens - end) : next.WithStrides(head_dim_);
+    AttendRun(rows, strided.Slice(first, count), {.limits = visible, .skipped = first}, following,
+              recent_, scratch_);
     recent_tokens_ += count;
-    first += count;
+    first = end;
     for (size_t row = 0; row < run_lse.size(); ++row) {
       run_lse[row] = LogAddExp(run_lse[row], LogSumExp(recent_.max[row], recent_.sum[row]));
     }

@@ -45,12 +45,14 @@ class AttentionAccumulator {
 
   // Adds the tokens of a run. `visible`, [rows], says how many of its first tokens each row may
   // see, as a causal mask wants it; counts beyond the run mean all of it; empty means all of it for
-  // every row.
-  void Add(const KvRun& run, absl::Span<const size_t> visible = {});
+  // every row. `next` is the run that will be added after this one, if it is known: its first
+  // tokens are asked from memory in time, which makes short runs as fast as long ones.
+  void Add(const KvRun& run, absl::Span<const size_t> visible = {}, const KvRun& next = {});
 
   // The same, and writes the log-sum-exp of this run alone to `run_lse`, [rows]; -infinity for a
   // row that sees none of it. exp(run_lse - lse) is the share of the attention that the run gets.
-  void AddWithLse(const KvRun& run, absl::Span<const size_t> visible, absl::Span<float> run_lse);
+  void AddWithLse(const KvRun& run, absl::Span<const size_t> visible, absl::Span<float> run_lse,
+                  const KvRun& next = {});
 
   // Writes the result so far, `out` [rows, head_dim] and `lse` [rows]. A row that has seen no token
   // gets zeros and -infinity. More runs may be added afterwards.

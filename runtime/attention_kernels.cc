@@ -26,107 +26,106 @@ namespace {
 // ---- Values times weights.
 
 // kVectors vectors of `out` of the first kRows rows become out * scale + sum of weight * value.
-template <size_t kRows, size_t kVectors, typename T, class D>
-HWY_INLINE void AddColumns(D d, const KvRun& tile, size_t column, const float* weights,
-                           const float* scale, size_t head_dim, float* out) {
-  const size_t lanes = hn::Lanes(d);
-  hn::Vec<D> sums[kRows][kVectors];
+template <size_t kRows, size_t kVectors, typename T>
+HWY_INLINE void AddColumns(const KvRun& tile, size_t column, const float* weights,
+                           const float* scale, size_t head_dim, LinesAhead& ahead, float* out) {
+  constexpr size_t kStepBytes = kVectors * hn::MaxLanes(Floats()) * sizeof(T);
+  const size_t lanes = hn::Lanes(kFloats);
+  FloatVector sums[kRows][kVectors];
   for (size_t row = 0; row < kRows; ++row) {
-    for (size_t v = 0; v < kVectors; ++v) sums[row][v] = hn::Zero(d);
+    for (size_t v = 0; v < kVectors; ++v) sums[row][v] = hn::Zero(kFloats);
   }
   for (size_t token = 0; token < tile.tokens; ++token) {
+    ahead.Advance<kStepBytes>(token);
     const T* values = Row<T>(tile.values, token, tile.value_stride) + column;
-    hn::Vec<D> elements[kVectors];
-    for (size_t v = 0; v < kVectors; ++v) elements[v] = LoadElements(d, values + v * lanes);
+    FloatVector elements[kVectors];
+    for (size_t v = 0; v < kVectors; ++v) elements[v] = LoadElements(values + v * lanes);
     for (size_t row = 0; row < kRows; ++row) {
-      const auto weight = hn::Set(d, weights[token * kBlock + row]);
+      const auto weight = hn::Set(kFloats, weights[token * kBlock + row]);
       for (size_t v = 0; v < kVectors; ++v) {
         sums[row][v] = hn::MulAdd(elements[v], weight, sums[row][v]);
       }
     }
   }
   for (size_t row = 0; row < kRows; ++row) {
-    const auto factor = hn::Set(d, scale[row]);
+    const auto factor = hn::Set(kFloats, scale[row]);
     for (size_t v = 0; v < kVectors; ++v) {
       float* to = out + row * head_dim + column + v * lanes;
-      hn::Store(hn::MulAdd(hn::Load(d, to), factor, sums[row][v]), d, to);
+      hn::Store(hn::MulAdd(hn::Load(kFloats, to), factor, sums[row][v]), kFloats, to);
     }
   }
 }
 
-template <size_t kRows, typename T, class D>
-HWY_NOINLINE void AddValues(D d, const KvRun& tile, const float* weights, const float* scale,
-                            size_t head_dim, float* out) {
+template <size_t kRows, typename T>
+HWY_NOINLINE void AddValues(const KvRun& tile, const float* weights, const float* scale,
+                            size_t head_dim, LinesAhead ahead, float* out) {
   constexpr size_t kVectors = kRows == 1 ? 4 : 2;
-  const size_t step = kVectors * hn::Lanes(d);
+  const size_t step = kVectors * hn::Lanes(kFloats);
   size_t column = 0;
   for (; column + step <= head_dim; column += step) {
-    AddColumns<kRows, kVectors, T>(d, tile, column, weights, scale, head_dim, out);
+    AddColumns<kRows, kVectors, T>(tile, column, weights, scale, head_dim, ahead, out);
   }
-  for (; column < head_dim; column += hn::Lanes(d)) {
-    AddColumns<kRows, 1, T>(d, tile, column, weights, scale, head_dim, out);
+  for (; column < head_dim; column += hn::Lanes(kFloats)) {
+    AddColumns<kRows, 1, T>(tile, column, weights, scale, head_dim, ahead, out);
   }
 }
 
 // ---- The softmax of a tile.
 
 // to[row] = max(to[row], the lanes of that row).
-template <class D>
-void MaxByRow(D d, hn::Vec<D> lanes, float* to) {
-  HWY_ALIGN float parts[hn::MaxLanes(D())];
-  hn::Store(lanes, d, parts);
+void MaxByRow(FloatVector lanes, float* to) {
+  HWY_ALIGN float parts[hn::MaxLanes(Floats())];
+  hn::Store(lanes, kFloats, parts);
   const RowTag rows;
-  for (size_t i = 0; i < hn::Lanes(d); i += hn::Lanes(rows)) {
+  for (size_t i = 0; i < hn::Lanes(kFloats); i += hn::Lanes(rows)) {
     hn::StoreU(hn::Max(hn::LoadU(rows, to), hn::Load(rows, parts + i)), rows, to);
   }
 }
 
 // to[row] += the lanes of that row.
-template <class D>
-void AddByRow(D d, hn::Vec<D> lanes, float* to) {
-  HWY_ALIGN float parts[hn::MaxLanes(D())];
-  hn::Store(lanes, d, parts);
+void AddByRow(FloatVector lanes, float* to) {
+  HWY_ALIGN float parts[hn::MaxLanes(Floats())];
+  hn::Store(lanes, kFloats, parts);
   const RowTag rows;
-  for (size_t i = 0; i < hn::Lanes(d); i += hn::Lanes(rows)) {
+  for (size_t i = 0; i < hn::Lanes(kFloats); i += hn::Lanes(rows)) {
     hn::StoreU(hn::Add(hn::LoadU(rows, to), hn::Load(rows, parts + i)), rows, to);
   }
 }
 
 // Turns scores into weights, exp(score - max), and brings the maxima and sums of a block, [kBlock],
 // up to date. `scale`, [kBlock], is what older sums of weighted values have to be multiplied by.
-template <class D>
-void WeighTile(D d, size_t tokens, float* max, float* sum, float* scale, float* scores) {
+void WeighTile(size_t tokens, float* max, float* sum, float* scale, float* scores) {
   const RowTag rows;
   const size_t end = tokens * kBlock;
-  for (size_t row = 0; row < kBlock; row += hn::Lanes(d)) {
+  for (size_t row = 0; row < kBlock; row += hn::Lanes(kFloats)) {
     const auto old_max = hn::LoadU(rows, max + row);
-    auto largest = hn::LoadDup128(d, max + row);
-    for (size_t i = row; i < end; i += Step(d)) {
-      largest = hn::Max(largest, hn::Load(d, scores + i));
+    auto largest = hn::LoadDup128(kFloats, max + row);
+    for (size_t i = row; i < end; i += Step()) {
+      largest = hn::Max(largest, hn::Load(kFloats, scores + i));
     }
-    MaxByRow(d, largest, max + row);
+    MaxByRow(largest, max + row);
     // Where a row has seen nothing, minus infinity shall stay what it is.
     const float lowest = std::numeric_limits<float>::lowest();
-    const auto shift = hn::Max(hn::LoadDup128(d, max + row), hn::Set(d, lowest));
-    auto total = hn::Zero(d);
-    for (size_t i = row; i < end; i += Step(d)) {
-      const auto weight = hn::Exp(d, hn::Sub(hn::Load(d, scores + i), shift));
-      hn::Store(weight, d, scores + i);
+    const auto shift = hn::Max(hn::LoadDup128(kFloats, max + row), hn::Set(kFloats, lowest));
+    auto total = hn::Zero(kFloats);
+    for (size_t i = row; i < end; i += Step()) {
+      const auto weight = hn::Exp(kFloats, hn::Sub(hn::Load(kFloats, scores + i), shift));
+      hn::Store(weight, kFloats, scores + i);
       total = hn::Add(total, weight);
     }
     const auto row_shift = hn::Max(hn::LoadU(rows, max + row), hn::Set(rows, lowest));
     const auto factor = hn::Exp(rows, hn::Sub(old_max, row_shift));
     hn::StoreU(factor, rows, scale + row);
     hn::StoreU(hn::Mul(hn::LoadU(rows, sum + row), factor), rows, sum + row);
-    AddByRow(d, total, sum + row);
+    AddByRow(total, sum + row);
   }
 }
 
 // ---- Runs.
 
-// Adds a tile, whose elements are T, to all blocks of rows.
-template <typename T, class D>
-void AttendTile(D d, const AttentionRows& rows, const KvRun& tile, size_t first,
+// Adds a tile, whose elements are T, to all blocks of rows. `ahead` is the tile after it.
+template <typename T>
+void AttendTile(const AttentionRows& rows, const KvRun& tile, const KvRun& ahead, size_t first,
                 const Visibility& visible, const SoftmaxState& state) {
   HWY_ALIGN TileScores scores;
   HWY_ALIGN float scale[kBlock];
@@ -134,58 +133,54 @@ void AttendTile(D d, const AttentionRows& rows, const KvRun& tile, size_t first,
     const BlockView view = ViewOf(rows, block, visible, first, tile.tokens);
     if (view.tokens == 0) continue;
     const KvRun seen = tile.Slice(0, view.tokens);
-    ScoreBlock<T>(d, rows, block, seen, view, scores);
+    // The first block's work asks for the tile ahead.
+    const LinesAhead keys_ahead =
+        block == 0 ? LinesAhead::Keys(ahead, rows.head_dim) : LinesAhead();
+    const LinesAhead values_ahead =
+        block == 0 ? LinesAhead::Values(ahead, rows.head_dim) : LinesAhead();
+    ScoreBlock<T>(rows, block, seen, view, keys_ahead, scores);
     const size_t row = block * kBlock;
-    WeighTile(d, seen.tokens, state.max + row, state.sum + row, scale, scores);
+    WeighTile(seen.tokens, state.max + row, state.sum + row, scale, scores);
     float* out = state.out + row * rows.head_dim;
     const size_t left = rows.rows - row;
     if (left == 1) {
-      AddValues<1, T>(d, seen, scores, scale, rows.head_dim, out);
+      AddValues<1, T>(seen, scores, scale, rows.head_dim, values_ahead, out);
     } else if (left == 2) {
-      AddValues<2, T>(d, seen, scores, scale, rows.head_dim, out);
+      AddValues<2, T>(seen, scores, scale, rows.head_dim, values_ahead, out);
     } else {
-      AddValues<kBlock, T>(d, seen, scores, scale, rows.head_dim, out);
+      AddValues<kBlock, T>(seen, scores, scale, rows.head_dim, values_ahead, out);
     }
   }
 }
 
-template <typename T, class D>
-void AttendTiles(D d, const AttentionRows& rows, const KvRun& run, const Visibility& visible,
-                 const SoftmaxState& state, float* scratch) {
+template <typename T>
+void AttendTiles(const AttentionRows& rows, const KvRun& run, const Visibility& visible,
+                 const KvRun& next, const SoftmaxState& state, float* scratch) {
   const bool decode = sizeof(T) < sizeof(float) && CountBlocks(rows) > kBlocksWithoutDecoding;
   const size_t seen = SeenTokens(rows, run, visible);
   for (size_t first = 0; first < seen; first += kTileTokens) {
     const KvRun tile = run.Slice(first, std::min(kTileTokens, seen - first));
+    const size_t end = first + tile.tokens;
+    const KvRun ahead = end < seen ? run.Slice(end, std::min(kTileTokens, seen - end))
+                                   : next.Slice(0, std::min(kTileTokens, next.tokens));
     if (decode) {
-      const KvRun decoded = DecodedTile<T>(d, tile, rows.head_dim, /*with_values=*/true, scratch);
-      AttendTile<float>(d, rows, decoded, first, visible, state);
+      const KvRun decoded = DecodedTile<T>(tile, rows.head_dim, /*with_values=*/true, scratch);
+      AttendTile<float>(rows, decoded, ahead, first, visible, state);
     } else {
-      AttendTile<T>(d, rows, tile, first, visible, state);
+      AttendTile<T>(rows, tile, ahead, first, visible, state);
     }
   }
 }
 
-template <class D>
-void AttendTilesByDtype(D d, const AttentionRows& rows, const KvRun& run, const Visibility& visible,
-                        const SoftmaxState& state, float* scratch) {
+void Attend(const AttentionRows& rows, const KvRun& run, const Visibility& visible,
+            const KvRun& next, const SoftmaxState& state, float* scratch) {
   switch (run.dtype) {
     case KvDtype::kFloat32:
-      return AttendTiles<float>(d, rows, run, visible, state, scratch);
+      return AttendTiles<float>(rows, run, visible, next, state, scratch);
     case KvDtype::kFloat16:
-      return AttendTiles<float16_t>(d, rows, run, visible, state, scratch);
+      return AttendTiles<float16_t>(rows, run, visible, next, state, scratch);
     case KvDtype::kBfloat16:
-      return AttendTiles<bfloat16_t>(d, rows, run, visible, state, scratch);
-  }
-}
-
-void Attend(const AttentionRows& rows, const KvRun& run, const Visibility& visible,
-            const SoftmaxState& state, float* scratch) {
-  const hn::ScalableTag<float> longest;
-  const hn::CappedTag<float, 8> eight;
-  if (rows.head_dim % hn::Lanes(longest) == 0) {
-    AttendTilesByDtype(longest, rows, run, visible, state, scratch);
-  } else {
-    AttendTilesByDtype(eight, rows, run, visible, state, scratch);
+      return AttendTiles<bfloat16_t>(rows, run, visible, next, state, scratch);
   }
 }
 
@@ -203,8 +198,8 @@ HWY_EXPORT(Attend);
 }  // namespace
 
 void AttendRun(const AttentionRows& rows, const KvRun& run, const Visibility& visible,
-               const SoftmaxState& state, float* scratch) {
-  HWY_DYNAMIC_DISPATCH(Attend)(rows, run, visible, state, scratch);
+               const KvRun& next, const SoftmaxState& state, float* scratch) {
+  HWY_DYNAMIC_DISPATCH(Attend)(rows, run, visible, next, state, scratch);
 }
 
 }  // namespace terrace

@@ -44,9 +44,10 @@ constexpr size_t AttentionScratchFloats(size_t head_dim) {
   return 2 * kAttentionTileTokens * head_dim;
 }
 
-// Adds the tokens of a run, with strides spelled out, to the state.
+// Adds the tokens of a run to the state, and asks memory for the first tokens of the run that will
+// be `next`, which may have none. Both have their strides spelled out.
 void AttendRun(const AttentionRows& rows, const KvRun& run, const Visibility& visible,
-               const SoftmaxState& state, float* scratch);
+               const KvRun& next, const SoftmaxState& state, float* scratch);
 
 // mass[t] += sum over rows of exp(score - lse[row]); `lse` is [rows], `mass` [run.tokens].
 void AddRunColumnMass(const AttentionRows& rows, const KvRun& run, const Visibility& visible,

@@ -24,20 +24,19 @@ namespace {
 #include "runtime/attention_scores.inc"
 
 // weights[i] += exp(score - lse of its row).
-template <class D>
-void AddMass(D d, size_t tokens, const float* lse, const float* scores, float* mass) {
-  for (size_t row = 0; row < kBlock; row += hn::Lanes(d)) {
-    const auto shift = hn::LoadDup128(d, lse + row);
-    for (size_t i = row; i < tokens * kBlock; i += Step(d)) {
-      const auto weight = hn::Exp(d, hn::Sub(hn::Load(d, scores + i), shift));
-      hn::Store(hn::Add(hn::Load(d, mass + i), weight), d, mass + i);
+void AddMass(size_t tokens, const float* lse, const float* scores, float* mass) {
+  for (size_t row = 0; row < kBlock; row += hn::Lanes(kFloats)) {
+    const auto shift = hn::LoadDup128(kFloats, lse + row);
+    for (size_t i = row; i < tokens * kBlock; i += Step()) {
+      const auto weight = hn::Exp(kFloats, hn::Sub(hn::Load(kFloats, scores + i), shift));
+      hn::Store(hn::Add(hn::Load(kFloats, mass + i), weight), kFloats, mass + i);
     }
   }
 }
 
 // Adds the mass of a tile from all blocks of rows.
-template <typename T, class D>
-void AddTileMass(D d, const AttentionRows& rows, const KvRun& tile, size_t first,
+template <typename T>
+void AddTileMass(const AttentionRows& rows, const KvRun& tile, const KvRun& ahead, size_t first,
                  const Visibility& visible, absl::Span<const float> lse, float* mass) {
   HWY_ALIGN TileScores scores;
   HWY_ALIGN TileScores masses = {};
@@ -45,7 +44,10 @@ void AddTileMass(D d, const AttentionRows& rows, const KvRun& tile, size_t first
     const BlockView view = ViewOf(rows, block, visible, first, tile.tokens);
     if (view.tokens == 0) continue;
     const KvRun seen = tile.Slice(0, view.tokens);
-    ScoreBlock<T>(d, rows, block, seen, view, scores);
+    // The first block's work asks for the tile ahead.
+    const LinesAhead keys_ahead =
+        block == 0 ? LinesAhead::Keys(ahead, rows.head_dim) : LinesAhead();
+    ScoreBlock<T>(rows, block, seen, view, keys_ahead, scores);
     // Minus infinity belongs to a row without tokens; padding is another.
     HWY_ALIGN float shift[kBlock];
     for (size_t i = 0; i < kBlock; ++i) {
@@ -53,51 +55,40 @@ void AddTileMass(D d, const AttentionRows& rows, const KvRun& tile, size_t first
       const bool empty = row >= rows.rows || lse[row] == kMinusInfinity;
       shift[i] = empty ? -kMinusInfinity : lse[row];
     }
-    AddMass(d, seen.tokens, shift, scores, masses);
+    AddMass(seen.tokens, shift, scores, masses);
   }
   for (size_t token = 0; token < tile.tokens; ++token) {
     for (size_t row = 0; row < kBlock; ++row) mass[token] += masses[token * kBlock + row];
   }
 }
 
-template <typename T, class D>
-void AddMassOfTiles(D d, const AttentionRows& rows, const KvRun& run, const Visibility& visible,
+template <typename T>
+void AddMassOfTiles(const AttentionRows& rows, const KvRun& run, const Visibility& visible,
                     absl::Span<const float> lse, float* mass, float* scratch) {
   const bool decode = sizeof(T) < sizeof(float) && CountBlocks(rows) > kBlocksWithoutDecoding;
   const size_t seen = SeenTokens(rows, run, visible);
   for (size_t first = 0; first < seen; first += kTileTokens) {
     const KvRun tile = run.Slice(first, std::min(kTileTokens, seen - first));
+    const size_t end = first + tile.tokens;
+    const KvRun ahead = run.Slice(end, std::min(kTileTokens, seen - end));
     if (decode) {
-      const KvRun decoded = DecodedTile<T>(d, tile, rows.head_dim, /*with_values=*/false, scratch);
-      AddTileMass<float>(d, rows, decoded, first, visible, lse, mass + first);
+      const KvRun decoded = DecodedTile<T>(tile, rows.head_dim, /*with_values=*/false, scratch);
+      AddTileMass<float>(rows, decoded, ahead, first, visible, lse, mass + first);
     } else {
-      AddTileMass<T>(d, rows, tile, first, visible, lse, mass + first);
+      AddTileMass<T>(rows, tile, ahead, first, visible, lse, mass + first);
     }
-  }
-}
-
-template <class D>
-void AddMassOfTilesByDtype(D d, const AttentionRows& rows, const KvRun& run,
-                           const Visibility& visible, absl::Span<const float> lse, float* mass,
-                           float* scratch) {
-  switch (run.dtype) {
-    case KvDtype::kFloat32:
-      return AddMassOfTiles<float>(d, rows, run, visible, lse, mass, scratch);
-    case KvDtype::kFloat16:
-      return AddMassOfTiles<float16_t>(d, rows, run, visible, lse, mass, scratch);
-    case KvDtype::kBfloat16:
-      return AddMassOfTiles<bfloat16_t>(d, rows, run, visible, lse, mass, scratch);
   }
 }
 
 void Mass(const AttentionRows& rows, const KvRun& run, const Visibility& visible,
           absl::Span<const float> lse, float* mass, float* scratch) {
-  const hn::ScalableTag<float> longest;
-  const hn::CappedTag<float, 8> eight;
-  if (rows.head_dim % hn::Lanes(longest) == 0) {
-    AddMassOfTilesByDtype(longest, rows, run, visible, lse, mass, scratch);
-  } else {
-    AddMassOfTilesByDtype(eight, rows, run, visible, lse, mass, scratch);
+  switch (run.dtype) {
+    case KvDtype::kFloat32:
+      return AddMassOfTiles<float>(rows, run, visible, lse, mass, scratch);
+    case KvDtype::kFloat16:
+      return AddMassOfTiles<float16_t>(rows, run, visible, lse, mass, scratch);
+    case KvDtype::kBfloat16:
+      return AddMassOfTiles<bfloat16_t>(rows, run, visible, lse, mass, scratch);
   }
 }
 

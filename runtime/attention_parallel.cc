@@ -214,12 +214,15 @@ void ParallelAttention::AddTokens(const Piece& piece, Cursor first, size_t end,
     }
     visible = absl::MakeConstSpan(worker.visible).first(piece.rows);
   }
-  if (part.run_lse.empty()) {
-    worker.accumulator.Add(run, visible);
-  } else {
-    const absl::Span<float> run_lse = part.run_lse.subspan(piece.first_row, piece.rows);
-    worker.accumulator.AddWithLse(run, visible, run_lse);
+  KvRun next;
+  if (end < part.run.tokens) {
+    next = part.run.WithStrides(head_dim_).Slice(end, part.run.tokens - end);
+  } else if (first.part + 1 < piece.job->parts.size()) {
+    next = piece.job->parts[first.part + 1].run;
   }
+  absl::Span<float> run_lse = part.run_lse;
+  if (!run_lse.empty()) run_lse = run_lse.subspan(piece.first_row, piece.rows);
+  worker.accumulator.AddWithLse(run, visible, run_lse, next);
 }
 
 void ParallelAttention::Merge(const RowRange& range) const {
