@@ -10,6 +10,7 @@
 #include "CLI/CLI.hpp"
 #include "tools/command.h"
 #include "tools/fsck_command.h"
+#include "tools/generate_command.h"
 #include "tools/gentrace_command.h"
 #include "tools/replay_command.h"
 #include "tools/ssd_command.h"
@@ -38,6 +39,7 @@ int main(int argc, char** argv) {
   terrace::AddGentraceCommand(app, run);
   terrace::AddSsdCommand(app, run);
   terrace::AddFsckCommand(app, run);
+  terrace::AddGenerateCommand(app, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -15,6 +15,8 @@ constexpr size_t kWorthwhile = size_t{256} << 10;
 // A task takes a multiple of this many columns, as OpenBLAS's kernels do.
 constexpr size_t kColumnStep = 32;
 constexpr size_t kMaxTasks = 64;
+// For so few rows the products of matrices cost more in copying b into panels than they save.
+constexpr size_t kFewRows = 4;
 
 blasint ToBlas(size_t size) {
   TERRACE_CHECK(size <= static_cast<size_t>(std::numeric_limits<blasint>::max()));
@@ -35,10 +37,11 @@ void MultiplyTransposed(float scale, ConstRows a, ConstRows b, Rows out) {
   TERRACE_CHECK(a.width == b.width && out.count == a.count && out.width == b.count);
   HoldBlasToOneThread();
   if (a.count == 0 || b.count == 0) return;
-  if (a.count == 1) {
-    // Without copying b into panels, which a single row would not pay for.
-    cblas_sgemv(CblasRowMajor, CblasNoTrans, ToBlas(b.count), ToBlas(b.width), scale, b.data,
-                ToBlas(b.stride), a.data, 1, 0, out.data, 1);
+  if (a.count <= kFewRows) {
+    for (size_t row = 0; row < a.count; ++row) {
+      cblas_sgemv(CblasRowMajor, CblasNoTrans, ToBlas(b.count), ToBlas(b.width), scale, b.data,
+                  ToBlas(b.stride), a.data + row * a.stride, 1, 0, out.data + row * out.stride, 1);
+    }
     return;
   }
   cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, ToBlas(a.count), ToBlas(b.count),
@@ -50,9 +53,11 @@ void Multiply(ConstRows a, ConstRows b, Rows out) {
   TERRACE_CHECK(a.width == b.count && out.count == a.count && out.width == b.width);
   HoldBlasToOneThread();
   if (a.count == 0 || b.width == 0) return;
-  if (a.count == 1) {
-    cblas_sgemv(CblasRowMajor, CblasTrans, ToBlas(b.count), ToBlas(b.width), 1, b.data,
-                ToBlas(b.stride), a.data, 1, 0, out.data, 1);
+  if (a.count <= kFewRows) {
+    for (size_t row = 0; row < a.count; ++row) {
+      cblas_sgemv(CblasRowMajor, CblasTrans, ToBlas(b.count), ToBlas(b.width), 1, b.data,
+                  ToBlas(b.stride), a.data + row * a.stride, 1, 0, out.data + row * out.stride, 1);
+    }
     return;
   }
   cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, ToBlas(a.count), ToBlas(b.width),

@@ -104,7 +104,7 @@ const BadHeader kBadHeaders[] = {
      {"\"b\"", "ends at byte 28", "only 24"}},
     {"FarOutsideOfFile",
      WithB(
-         R"({"dtype":"U8","shape":[1],"data_offsets":[18446744073709551614,18446744073709551615]})"),
+         R"({"dtype":"U8","shape":[],"data_offsets":[18446744073709551614,18446744073709551615]})"),
      {"\"b\"", "18446744073709551615"}},
     {"SizeIsNotThatOfShape",
      WithB(R"({"dtype":"F32","shape":[3],"data_offsets":[8,24]})"),
