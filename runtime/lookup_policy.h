@@ -33,11 +33,11 @@ absl::StatusOr<LookupKind> ParseLookupKind(absl::string_view name);
 struct LookupOptions {
   LookupKind kind = LookupKind::kFull;
   size_t blocks = 16;  // infllm and quest: blocks that a step attends to
-  // infllm: keys that stand for a block.
-  size_t representatives = 4;
-  // infllm: as published, one list of blocks for all heads of a layer, ranked by the sum over
-  // heads, queries and representatives. Otherwise each KV head has its own, ranked by its strongest
-  // match.
+  // infllm: how many keys stand for a block, and which.
+  size_t representatives = 8;
+  RepresentativeChoice choice = RepresentativeChoice::kLargestNorm;
+  // infllm: one list of blocks for all heads of a layer, ranked by the sum over heads, queries and
+  // representatives. Otherwise each KV head has its own, ranked by its strongest match.
   bool pooled = false;
   size_t page_tokens = 16;  // quest: tokens that share a bound
 };
