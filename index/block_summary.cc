@@ -19,6 +19,7 @@ namespace {
 constexpr size_t kMaxHeadDim = 1024;
 constexpr size_t kMaxTokens = 4096;
 constexpr float kLargestHalf = 65504;
+constexpr size_t kPrefetchBlocks = 4;  // how far ahead of the scores summaries are brought in
 
 absl::Status OutOfRange(absl::string_view field, size_t value, absl::string_view limit) {
   return absl::InvalidArgumentError(absl::StrCat(field, ": ", value, " is not ", limit));
@@ -39,9 +40,41 @@ const std::byte* Row(const void* keys, KvDtype dtype, size_t head_dim, size_t to
 }
 
 // Keys beyond the range of fp16 occur in no model; they are cut off rather than made infinite.
-void ToHalf(absl::Span<float> values, uint16_t* half) {
-  for (float& value : values) value = std::clamp(value, -kLargestHalf, kLargestHalf);
-  EncodeKv(values.data(), KvDtype::kFloat32, KvDtype::kFloat16, values.size(), half);
+void ToHalf(absl::Span<const float> values, uint16_t* half) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    const float value = std::clamp(values[i], -kLargestHalf, kLargestHalf);
+    EncodeKv(&value, KvDtype::kFloat32, KvDtype::kFloat16, 1, &half[i]);
+  }
+}
+
+// Rounds [dimensions] elements to fp16 and stores them as one of the vectors of a summary.
+template <typename Round>
+void StoreRounded(absl::Span<const float> elements, size_t vector, size_t count,
+                  absl::Span<std::byte> summary, Round round) {
+  absl::InlinedVector<uint16_t, 256> halves(elements.size());
+  round(elements, halves.data());
+  auto* const out = reinterpret_cast<uint16_t*>(summary.data());
+  for (size_t i = 0; i < halves.size(); ++i) {
+    out[SummaryElement(vector, i, count, halves.size())] = halves[i];
+  }
+}
+void StoreVector(absl::Span<const float> elements, size_t vector, size_t count,
+                 absl::Span<std::byte> summary) {
+  StoreRounded(elements, vector, count, summary, ToHalf);
+}
+
+// Scores of summaries that are `count` vectors each: [rows, summaries].
+void ScoreVectors(absl::Span<const float> queries, size_t dimensions, size_t count,
+                  absl::Span<const std::byte* const> summaries, absl::Span<float> scores) {
+  const size_t rows = queries.size() / dimensions;
+  absl::InlinedVector<float, 64> best(rows);
+  for (size_t block = 0; block < summaries.size(); ++block) {
+    const size_t next = std::min(block + kPrefetchBlocks, summaries.size() - 1);
+    BestInnerProducts(queries.data(), rows, dimensions,
+                      reinterpret_cast<const uint16_t*>(summaries[block]), count,
+                      reinterpret_cast<const uint16_t*>(summaries[next]), best.data());
+    for (size_t row = 0; row < rows; ++row) scores[row * summaries.size() + block] = best[row];
+  }
 }
 
 class Representatives final : public BlockSummary {
@@ -57,31 +90,21 @@ class Representatives final : public BlockSummary {
                  absl::Span<std::byte> summary) const override {
     absl::InlinedVector<float, 256> row(options_.head_dim);
     absl::InlinedVector<float, 256> sum(options_.head_dim, 0.0f);
-    auto* out = reinterpret_cast<uint16_t*>(summary.data());
+    size_t vector = 0;
     for (const size_t token : Chosen(keys, dtype, masses)) {
       DecodeKv(Row(keys, dtype, options_.head_dim, token), dtype, row.size(), row.data());
-      if (options_.averaged) {
-        for (size_t i = 0; i < row.size(); ++i) {
-          sum[i] += row[i] / static_cast<float>(options_.count);
-        }
-      } else {
-        ToHalf(absl::MakeSpan(row), out);
-        out += options_.head_dim;
+      if (!options_.averaged) {
+        StoreVector(row, vector++, vectors(), summary);
+        continue;
       }
+      for (size_t i = 0; i < row.size(); ++i) sum[i] += row[i] / static_cast<float>(options_.count);
     }
-    if (options_.averaged) ToHalf(absl::MakeSpan(sum), out);
+    if (options_.averaged) StoreVector(sum, 0, 1, summary);
   }
 
   void Score(absl::Span<const float> queries, absl::Span<const std::byte* const> summaries,
              absl::Span<float> scores) const override {
-    const size_t rows = queries.size() / options_.head_dim;
-    absl::InlinedVector<float, 64> best(rows);
-    for (size_t block = 0; block < summaries.size(); ++block) {
-      BestInnerProducts(queries.data(), rows, options_.head_dim,
-                        reinterpret_cast<const uint16_t*>(summaries[block]), vectors(),
-                        best.data());
-      for (size_t row = 0; row < rows; ++row) scores[row * summaries.size() + block] = best[row];
-    }
+    ScoreVectors(queries, options_.head_dim, vectors(), summaries, scores);
   }
 
  private:
@@ -139,6 +162,20 @@ uint16_t NextBelow(uint16_t half) {
   return static_cast<uint16_t>(NextAbove(static_cast<uint16_t>(half ^ kSign)) ^ kSign);
 }
 
+// Rounds to nearest and steps once where that went inwards.
+template <typename Inwards>
+void RoundOutwards(absl::Span<const float> values, uint16_t (*step)(uint16_t), Inwards inwards,
+                   uint16_t* out) {
+  ToHalf(values, out);
+  for (size_t i = 0; i < values.size(); ++i) {
+    float rounded;
+    DecodeKv(&out[i], KvDtype::kFloat16, 1, &rounded);
+    if (inwards(rounded, values[i])) out[i] = step(out[i]);
+  }
+}
+
+// A page is one vector of 2 * head_dim elements, the largest and then the smallest of each channel:
+// its inner product with the positive part of a query followed by the negative part is the bound.
 class KeyBounds final : public BlockSummary {
  public:
   explicit KeyBounds(const KeyBoundOptions& options) : options_(options) {}
@@ -150,50 +187,45 @@ class KeyBounds final : public BlockSummary {
                  absl::Span<std::byte> summary) const override {
     const size_t head_dim = options_.head_dim;
     absl::InlinedVector<float, 256> row(head_dim);
-    absl::InlinedVector<float, 256> smallest(head_dim);
-    absl::InlinedVector<float, 256> largest(head_dim);
-    auto* out = reinterpret_cast<uint16_t*>(summary.data());
-    for (size_t first = 0; first < options_.tokens; first += options_.page_tokens) {
-      std::fill(smallest.begin(), smallest.end(), std::numeric_limits<float>::infinity());
-      std::fill(largest.begin(), largest.end(), -std::numeric_limits<float>::infinity());
-      for (size_t token = first; token < first + options_.page_tokens; ++token) {
+    absl::InlinedVector<float, 512> bounds(2 * head_dim);
+    for (size_t page = 0; page < pages(); ++page) {
+      std::fill(bounds.begin(), bounds.begin() + static_cast<ptrdiff_t>(head_dim),
+                -std::numeric_limits<float>::infinity());
+      std::fill(bounds.begin() + static_cast<ptrdiff_t>(head_dim), bounds.end(),
+                std::numeric_limits<float>::infinity());
+      for (size_t i = 0; i < options_.page_tokens; ++i) {
+        const size_t token = page * options_.page_tokens + i;
         DecodeKv(Row(keys, dtype, head_dim, token), dtype, head_dim, row.data());
-        for (size_t i = 0; i < head_dim; ++i) {
-          smallest[i] = std::min(smallest[i], row[i]);
-          largest[i] = std::max(largest[i], row[i]);
+        for (size_t channel = 0; channel < head_dim; ++channel) {
+          float& largest = bounds[channel];
+          float& smallest = bounds[head_dim + channel];
+          largest = std::max(largest, row[channel]);
+          smallest = std::min(smallest, row[channel]);
         }
       }
-      EncodeOutwards(absl::MakeSpan(smallest), NextBelow, std::greater<float>(), out);
-      EncodeOutwards(absl::MakeSpan(largest), NextAbove, std::less<float>(), out + head_dim);
-      out += 2 * head_dim;
+      StoreRounded(bounds, page, pages(), summary,
+                   [&](absl::Span<const float> values, uint16_t* out) {
+                     RoundOutwards(values.first(head_dim), NextAbove, std::less<float>(), out);
+                     RoundOutwards(values.subspan(head_dim), NextBelow, std::greater<float>(),
+                                   out + head_dim);
+                   });
     }
   }
 
   void Score(absl::Span<const float> queries, absl::Span<const std::byte* const> summaries,
              absl::Span<float> scores) const override {
-    const size_t rows = queries.size() / options_.head_dim;
-    absl::InlinedVector<float, 64> best(rows);
-    for (size_t block = 0; block < summaries.size(); ++block) {
-      BestBoxBounds(queries.data(), rows, options_.head_dim,
-                    reinterpret_cast<const uint16_t*>(summaries[block]), pages(), best.data());
-      for (size_t row = 0; row < rows; ++row) scores[row * summaries.size() + block] = best[row];
+    const size_t head_dim = options_.head_dim;
+    absl::InlinedVector<float, 2048> parts(2 * queries.size());
+    for (size_t i = 0; i < queries.size(); ++i) {
+      float* const row = parts.data() + i / head_dim * 2 * head_dim;
+      row[i % head_dim] = std::max(queries[i], 0.0f);
+      row[head_dim + i % head_dim] = std::min(queries[i], 0.0f);
     }
+    ScoreVectors(parts, 2 * head_dim, pages(), summaries, scores);
   }
 
  private:
   size_t pages() const { return options_.tokens / options_.page_tokens; }
-
-  // Rounds to nearest and steps once where that went inwards.
-  template <typename Inwards>
-  static void EncodeOutwards(absl::Span<float> values, uint16_t (*step)(uint16_t), Inwards inwards,
-                             uint16_t* out) {
-    ToHalf(values, out);
-    for (size_t i = 0; i < values.size(); ++i) {
-      float rounded;
-      DecodeKv(&out[i], KvDtype::kFloat16, 1, &rounded);
-      if (inwards(rounded, values[i])) out[i] = step(out[i]);
-    }
-  }
 
   const KeyBoundOptions options_;
 };

@@ -27,47 +27,55 @@ void AttendPass::ListBlocks() {
   std::sort(far_.begin(), far_.end(), [](const FarBlock& a, const FarBlock& b) {
     return a.column != b.column ? a.column < b.column : a.kv_head < b.kv_head;
   });
-  // One round is attended to while the next is on its way, and other contexts want room as well.
-  round_blocks_ = std::clamp<size_t>(core_.tiers().max_fetch_blocks() / 4, 1, kMaxRoundBlocks);
+  // One round is attended to while others are on their way, and other contexts want room as well.
+  round_blocks_ =
+      std::clamp<size_t>(core_.tiers().max_fetch_blocks() / (2 * kRoundsAhead), 1, kMaxRoundBlocks);
 }
 
 BlockId AttendPass::IdOf(const FarBlock& block, size_t layer) const {
   return core_.columns().block(context_->columns_[block.column], layer, block.kv_head);
 }
 
-// Without room nothing is under way afterwards, and AwaitRound makes another attempt.
-void AttendPass::RequestRound() {
+// Where there is no room it stops, and AwaitRound makes another attempt when it needs one.
+void AttendPass::RequestRounds() {
+  while (ticket_count_ < kRoundsAhead && requested_ < far_.size()) {
+    ListReads();
+    absl::StatusOr<Ticket> ticket = core_.tiers().FetchAsync(reads_, {.target = Tier::kDram});
+    if (!ticket.ok()) return;
+    tickets_[(first_ticket_ + ticket_count_) % kRoundsAhead] = *std::move(ticket);
+    ++ticket_count_;
+    requested_ += reads_.size();
+  }
+}
+
+void AttendPass::ListReads() {
   const size_t count = std::min(round_blocks_, far_.size() - requested_);
-  if (count == 0) return;
   reads_.clear();
   for (size_t i = requested_; i < requested_ + count; ++i) {
     reads_.push_back({.id = IdOf(far_[i], layer_)});
   }
-  absl::StatusOr<Ticket> ticket = core_.tiers().FetchAsync(reads_, {.target = Tier::kDram});
-  if (!ticket.ok()) return;
-  ticket_ = *std::move(ticket);
-  requested_ += count;
 }
 
 absl::StatusOr<Lease> AttendPass::AwaitRound() {
-  if (requested_ > attended_) return ticket_.Wait();
+  if (ticket_count_ > 0) {
+    Lease lease = tickets_[first_ticket_].Wait();
+    first_ticket_ = (first_ticket_ + 1) % kRoundsAhead;
+    --ticket_count_;
+    return lease;
+  }
   // Nothing is held here, so waiting is safe; what does not fit is made smaller.
   while (true) {
-    const size_t count = std::min(round_blocks_, far_.size() - requested_);
-    reads_.clear();
-    for (size_t i = requested_; i < requested_ + count; ++i) {
-      reads_.push_back({.id = IdOf(far_[i], layer_)});
-    }
+    ListReads();
     absl::StatusOr<Lease> lease = core_.tiers().Fetch(reads_, {.target = Tier::kDram});
     if (lease.ok()) {
-      requested_ += count;
+      requested_ += reads_.size();
       return lease;
     }
-    if (!absl::IsResourceExhausted(lease.status()) || count <= 1) {
+    if (!absl::IsResourceExhausted(lease.status()) || reads_.size() <= 1) {
       return absl::Status(lease.status().code(),
                           absl::StrCat("layer ", layer_, ": ", lease.status().message()));
     }
-    round_blocks_ = count / 2;
+    round_blocks_ = reads_.size() / 2;
   }
 }
 
@@ -78,7 +86,7 @@ absl::Status AttendPass::AttendBlocks() {
     const absl::Time arrived = absl::Now();
     wait_seconds_ += absl::ToDoubleSeconds(arrived - start);
     if (!lease.ok()) return lease.status();
-    RequestRound();
+    RequestRounds();
     AttendRound(*lease);
     attended_ += lease->size();
     attend_seconds_ += absl::ToDoubleSeconds(absl::Now() - arrived);

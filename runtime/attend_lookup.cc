@@ -13,6 +13,8 @@ constexpr size_t kSampleRows = 64;
 constexpr int64_t kLevelTokens = 64;
 // exp of less adds nothing that a float of order one would show.
 constexpr float kNegligible = -20;
+// Next to so much, what is there is nothing.
+constexpr double kAllMissed = 1e6;
 
 }  // namespace
 
@@ -106,7 +108,7 @@ void AttendPass::EstimateMissedMass(Head& head) const {
     const float* const scores = head.scores.data() + i * blocks_;
     double missed = 0;
     size_t next_chosen = 0;
-    for (size_t block = 0; block < blocks_; ++block) {
+    for (size_t block = 0; block < blocks_ && missed < kAllMissed; ++block) {
       if (next_chosen < head.chosen.size() && head.chosen[next_chosen] == block) {
         ++next_chosen;
       } else if (scores[block] - lse > kNegligible) {

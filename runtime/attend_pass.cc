@@ -176,7 +176,7 @@ absl::Status AttendPass::Run(RuntimeCore& core, absl::Span<AttendPass* const> pa
     pass->lookup_seconds_ = lookup_seconds / static_cast<double>(passes.size());
     pass->ShareChoices();
     pass->ListBlocks();
-    pass->RequestRound();
+    pass->RequestRounds();
   }
   for (AttendPass* const pass : passes) pass->AttendLocally();
   for (AttendPass* const pass : passes) {

@@ -1,6 +1,7 @@
 #ifndef TERRACE_RUNTIME_ATTEND_PASS_H_
 #define TERRACE_RUNTIME_ATTEND_PASS_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -48,6 +49,8 @@ class AttendPass {
  private:
   // Blocks of one fetch: 32 MiB of the usual ones keep any disk busy, and the answer comes soon.
   static constexpr size_t kMaxRoundBlocks = 512;
+  // Fetches on their way at once, so that the disk has work while the oldest is verified.
+  static constexpr size_t kRoundsAhead = 3;
 
   // Consecutive positions whose window begins at the same block.
   struct QueryGroup {
@@ -104,7 +107,8 @@ class AttendPass {
 
   // attend_blocks.cc
   void ListBlocks();
-  void RequestRound();
+  void RequestRounds();
+  void ListReads();
   absl::StatusOr<Lease> AwaitRound() ABSL_NO_THREAD_SAFETY_ANALYSIS;
   absl::Status AttendBlocks();
   void AttendRound(const Lease& lease) ABSL_NO_THREAD_SAFETY_ANALYSIS;
@@ -134,9 +138,11 @@ class AttendPass {
   // Blocks to attend to, by column and head, and how far they are.
   std::vector<FarBlock> far_;
   size_t attended_ = 0;   // those of earlier rounds
-  size_t requested_ = 0;  // and those that ticket_ brings
+  size_t requested_ = 0;  // and those that the tickets bring
   size_t round_blocks_ = 0;
-  Ticket ticket_;
+  std::array<Ticket, kRoundsAhead> tickets_;  // a ring, the oldest at first_ticket_
+  size_t first_ticket_ = 0;
+  size_t ticket_count_ = 0;
   std::vector<BlockRead> reads_;
   std::vector<BlockId> hints_;
 

@@ -1,0 +1,164 @@
+// What does a decode step of one layer cost with each lookup, over the same tiers?
+//
+// usage: decode_step POLICY DIR TOKENS DRAM_SHARE STEPS [THREADS]
+//
+// Fills a context of TOKENS tokens, 8 KV heads with 4 query heads each, head_dim 128, fp16, with
+// made-up keys and values; DRAM holds DRAM_SHARE of them (1: all, and DIR is not used), NVMe the
+// rest. Then runs STEPS decode steps, whose queries drift (each is 0.95 of the one before, plus
+// noise), and prints one line of JSON: seconds of a step (median), bytes that it attended to and
+// fetched.
+//
+// POLICY is full, streaming, infllm or quest; lookups attend to 16 blocks of 128 tokens a KV head,
+// with 64 sinks and a window of 512 tokens.
+
+#include <sys/resource.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "bench/measure.h"
+#include "index/kv_convert.h"
+#include "runtime/runtime.h"
+
+namespace terrace {
+namespace {
+
+constexpr size_t kKvHeads = 8;
+constexpr size_t kQueryHeads = 32;
+constexpr size_t kHeadDim = 128;
+constexpr size_t kChunk = 512;
+
+double SecondsNow() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+RuntimeOptions Options(LookupKind kind, const std::string& directory, uint64_t tokens,
+                       double dram_share, size_t threads) {
+  RuntimeOptions options;
+  options.shape = {
+      .layers = 1,
+      .query_heads = kQueryHeads,
+      .kv_heads = kKvHeads,
+      .head_dim = kHeadDim,
+      .key_state = kind == LookupKind::kInfllm ? KeyState::kBeforeRope : KeyState::kAfterRope,
+      .rope = {.theta = 500000}};
+  options.lookup = {.kind = kind, .blocks = 16};
+  options.threads = threads;
+  options.active_contexts = 1;
+  const uint64_t kv_bytes = options.shape.BlockBytes(tokens) * kKvHeads;
+  if (dram_share >= 1) {
+    options.tiers.dram_bytes = kv_bytes + (64 << 20);
+  } else {
+    options.tiers.dram_bytes = static_cast<uint64_t>(static_cast<double>(kv_bytes) * dram_share);
+    options.tiers.nvme_bytes = kv_bytes + kv_bytes / 4 + (256 << 20);
+    options.tiers.nvme_dir = directory;
+  }
+  return options;
+}
+
+// Chunks of normal numbers, taken from one pool at changing places: [kChunk, kv_heads, head_dim].
+class Pool {
+ public:
+  Pool() : halves_(kElements + kChunk * kKvHeads * kHeadDim) {
+    std::mt19937_64 random(7);
+    std::normal_distribution<float> normal;
+    std::vector<float> floats(halves_.size());
+    for (float& element : floats) element = normal(random);
+    EncodeKv(floats.data(), KvDtype::kFloat32, KvDtype::kFloat16, floats.size(), halves_.data());
+  }
+  const uint16_t* Chunk(uint64_t number) const {
+    return halves_.data() + number * 7919 * kHeadDim % kElements;
+  }
+
+ private:
+  static constexpr size_t kElements = size_t{4} << 20;
+  std::vector<uint16_t> halves_;
+};
+
+void Fill(Context& context, uint64_t tokens) {
+  const Pool pool;
+  for (uint64_t chunk = 0; chunk * kChunk < tokens; ++chunk) {
+    OrDie(context.Append(0, {.keys = pool.Chunk(2 * chunk),
+                             .values = pool.Chunk(2 * chunk + 1),
+                             .tokens = kChunk,
+                             .dtype = KvDtype::kFloat16}));
+  }
+}
+
+int Main(int argc, char** argv) {
+  if (argc < 6) {
+    std::fprintf(stderr, "usage: decode_step POLICY DIR TOKENS DRAM_SHARE STEPS [THREADS]\n");
+    return 2;
+  }
+  const LookupKind kind = OrDie(ParseLookupKind(argv[1]));
+  const uint64_t tokens = std::strtoull(argv[3], nullptr, 10) / kChunk * kChunk;
+  const double dram_share = std::strtod(argv[4], nullptr);
+  const size_t steps = std::strtoull(argv[5], nullptr, 10);
+  const size_t threads = argc > 6 ? std::strtoull(argv[6], nullptr, 10) : 0;
+  if (tokens == 0 || steps == 0) {
+    std::fprintf(stderr, "decode_step: TOKENS and STEPS must be positive\n");
+    return 2;
+  }
+  const auto runtime = OrDie(Runtime::Open(Options(kind, argv[2], tokens, dram_share, threads)));
+  const auto context = OrDie(runtime->NewContext());
+  const double start = SecondsNow();
+  Fill(*context, tokens);
+  if (dram_share < 1) OrDie(runtime->tiers().Flush());
+  const double fill_seconds = SecondsNow() - start;
+
+  std::mt19937_64 random(11);
+  std::normal_distribution<float> normal;
+  std::vector<float> queries(kQueryHeads * kHeadDim);
+  for (float& query : queries) query = normal(random);
+  std::vector<float> row(kKvHeads * kHeadDim);
+  std::vector<float> out(queries.size());
+  std::vector<double> seconds;
+  ContextStats before;
+  for (size_t step = 0; step < 2 * steps; ++step) {
+    if (step == steps) before = context->Stats();
+    for (float& query : queries)
+      query = 0.95f * query + std::sqrt(1 - 0.95f * 0.95f) * normal(random);
+    for (float& element : row) element = normal(random);
+    const int64_t position = context->tokens();
+    const double begin = SecondsNow();
+    OrDie(context->Append(0, {.keys = row.data(), .values = row.data(), .tokens = 1}));
+    OrDie(context->Attend(0, {.queries = queries.data(), .positions = {&position, 1}},
+                          {.out = absl::MakeSpan(out)}));
+    if (step >= steps) seconds.push_back(SecondsNow() - begin);
+  }
+  const LayerStats now = context->Stats().Total();
+  const LayerStats then = before.Total();
+  const LookupStats lookups = now.AllLookups();
+  const LookupStats earlier = then.AllLookups();
+  const double calls = static_cast<double>(steps);
+  rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  const double block = static_cast<double>(runtime->options().BlockBytes());
+  std::printf(
+      "{\"policy\": \"%s\", \"step_seconds\": %.6f, \"attended_bytes\": %.0f, \"fetched_bytes\": "
+      "%.0f, \"lookup_seconds\": %.6f, \"wait_seconds\": %.6f, \"attend_seconds\": %.6f, "
+      "\"missed_mass\": %.4f, \"lost_blocks\": %.0f, \"fill_seconds\": %.2f, \"peak_kib\": %ld}\n",
+      argv[1], Quantile(seconds, 0.5),
+      (static_cast<double>(lookups.blocks - earlier.blocks) * block +
+       static_cast<double>(now.local_tokens - then.local_tokens) * 4 * kHeadDim) /
+          calls,
+      static_cast<double>(lookups.fetched_bytes - earlier.fetched_bytes) / calls,
+      (now.lookup_seconds - then.lookup_seconds) / calls,
+      (now.wait_seconds - then.wait_seconds) / calls,
+      (now.attend_seconds - then.attend_seconds) / calls,
+      (lookups.missed_mass - earlier.missed_mass) /
+          std::max<double>(
+              1, static_cast<double>(lookups.missed_mass_queries - earlier.missed_mass_queries)),
+      static_cast<double>(lookups.lost_blocks), fill_seconds, usage.ru_maxrss);
+  return 0;
+}
+
+}  // namespace
+}  // namespace terrace
+
+int main(int argc, char** argv) { return terrace::Main(argc, argv); }
