@@ -20,6 +20,13 @@ foreach(library IN ITEMS io tiers index runtime)
       PATTERN "checksum_pages.h" EXCLUDE
       PATTERN "device_file.h" EXCLUDE
       PATTERN "tier_file.h" EXCLUDE
+      PATTERN "attend_pass.h" EXCLUDE
+      PATTERN "attention_kernels.h" EXCLUDE
+      PATTERN "checked_file.h" EXCLUDE
+      PATTERN "compute_pool.h" EXCLUDE
+      PATTERN "runtime_core.h" EXCLUDE
+      PATTERN "saved_contexts.h" EXCLUDE
+      PATTERN "summary_scores.h" EXCLUDE
       PATTERN "unique_fd.h" EXCLUDE)
   endif()
 endforeach()
