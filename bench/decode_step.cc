@@ -21,17 +21,12 @@
 #include <string>
 #include <vector>
 
+#include "bench/made_up_kv.h"
 #include "bench/measure.h"
-#include "index/kv_convert.h"
 #include "runtime/runtime.h"
 
 namespace terrace {
 namespace {
-
-constexpr size_t kKvHeads = 8;
-constexpr size_t kQueryHeads = 32;
-constexpr size_t kHeadDim = 128;
-constexpr size_t kChunk = 512;
 
 double SecondsNow() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -42,15 +37,15 @@ RuntimeOptions Options(LookupKind kind, const std::string& directory, uint64_t t
   RuntimeOptions options;
   options.shape = {
       .layers = 1,
-      .query_heads = kQueryHeads,
-      .kv_heads = kKvHeads,
-      .head_dim = kHeadDim,
+      .query_heads = kBenchQueryHeads,
+      .kv_heads = kBenchKvHeads,
+      .head_dim = kBenchHeadDim,
       .key_state = kind == LookupKind::kInfllm ? KeyState::kBeforeRope : KeyState::kAfterRope,
       .rope = {.theta = 500000}};
   options.lookup = {.kind = kind, .blocks = 16};
   options.threads = threads;
   options.active_contexts = 1;
-  const uint64_t kv_bytes = options.shape.BlockBytes(tokens) * kKvHeads;
+  const uint64_t kv_bytes = options.shape.BlockBytes(tokens) * kBenchKvHeads;
   if (dram_share >= 1) {
     options.tiers.dram_bytes = kv_bytes + (64 << 20);
   } else {
@@ -61,42 +56,13 @@ RuntimeOptions Options(LookupKind kind, const std::string& directory, uint64_t t
   return options;
 }
 
-// Chunks of normal numbers, taken from one pool at changing places: [kChunk, kv_heads, head_dim].
-class Pool {
- public:
-  Pool() : halves_(kElements + kChunk * kKvHeads * kHeadDim) {
-    std::mt19937_64 random(7);
-    std::normal_distribution<float> normal;
-    std::vector<float> floats(halves_.size());
-    for (float& element : floats) element = normal(random);
-    EncodeKv(floats.data(), KvDtype::kFloat32, KvDtype::kFloat16, floats.size(), halves_.data());
-  }
-  const uint16_t* Chunk(uint64_t number) const {
-    return halves_.data() + number * 7919 * kHeadDim % kElements;
-  }
-
- private:
-  static constexpr size_t kElements = size_t{4} << 20;
-  std::vector<uint16_t> halves_;
-};
-
-void Fill(Context& context, uint64_t tokens) {
-  const Pool pool;
-  for (uint64_t chunk = 0; chunk * kChunk < tokens; ++chunk) {
-    OrDie(context.Append(0, {.keys = pool.Chunk(2 * chunk),
-                             .values = pool.Chunk(2 * chunk + 1),
-                             .tokens = kChunk,
-                             .dtype = KvDtype::kFloat16}));
-  }
-}
-
 int Main(int argc, char** argv) {
   if (argc < 6) {
     std::fprintf(stderr, "usage: decode_step POLICY DIR TOKENS DRAM_SHARE STEPS [THREADS]\n");
     return 2;
   }
   const LookupKind kind = OrDie(ParseLookupKind(argv[1]));
-  const uint64_t tokens = std::strtoull(argv[3], nullptr, 10) / kChunk * kChunk;
+  const uint64_t tokens = std::strtoull(argv[3], nullptr, 10) / kBenchChunk * kBenchChunk;
   const double dram_share = std::strtod(argv[4], nullptr);
   const size_t steps = std::strtoull(argv[5], nullptr, 10);
   const size_t threads = argc > 6 ? std::strtoull(argv[6], nullptr, 10) : 0;
@@ -107,15 +73,15 @@ int Main(int argc, char** argv) {
   const auto runtime = OrDie(Runtime::Open(Options(kind, argv[2], tokens, dram_share, threads)));
   const auto context = OrDie(runtime->NewContext());
   const double start = SecondsNow();
-  Fill(*context, tokens);
+  MadeUpKv().Fill(*context, 1, tokens);
   if (dram_share < 1) OrDie(runtime->tiers().Flush());
   const double fill_seconds = SecondsNow() - start;
 
   std::mt19937_64 random(11);
   std::normal_distribution<float> normal;
-  std::vector<float> queries(kQueryHeads * kHeadDim);
+  std::vector<float> queries(kBenchQueryHeads * kBenchHeadDim);
   for (float& query : queries) query = normal(random);
-  std::vector<float> row(kKvHeads * kHeadDim);
+  std::vector<float> row(kBenchKvHeads * kBenchHeadDim);
   std::vector<float> out(queries.size());
   std::vector<double> seconds;
   ContextStats before;
@@ -145,7 +111,7 @@ int Main(int argc, char** argv) {
       "\"missed_mass\": %.4f, \"lost_blocks\": %.0f, \"fill_seconds\": %.2f, \"peak_kib\": %ld}\n",
       argv[1], Quantile(seconds, 0.5),
       (static_cast<double>(lookups.blocks - earlier.blocks) * block +
-       static_cast<double>(now.local_tokens - then.local_tokens) * 4 * kHeadDim) /
+       static_cast<double>(now.local_tokens - then.local_tokens) * 4 * kBenchHeadDim) /
           calls,
       static_cast<double>(lookups.fetched_bytes - earlier.fetched_bytes) / calls,
       (now.lookup_seconds - then.lookup_seconds) / calls,
