@@ -30,6 +30,8 @@
 
 namespace terrace {
 
+struct OpenedTier;
+
 struct BlockWrite {
   BlockId id;
   absl::Span<const std::byte> bytes;  // [block_bytes], host memory
@@ -226,7 +228,7 @@ class TierManager {
   absl::Status WriteBlocking(uint64_t offset, absl::Span<const std::byte> bytes)
       ABSL_LOCKS_EXCLUDED(mu_);
   absl::StatusOr<std::optional<Superblock>> FindSuperblock() ABSL_LOCKS_EXCLUDED(mu_);
-  absl::Status Recover(uint64_t epoch) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Recover(const OpenedTier& tier) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Sync() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status RunBlocking(absl::Span<IoRequest* const> requests) ABSL_LOCKS_EXCLUDED(mu_);
 

@@ -89,7 +89,7 @@ absl::StatusOr<std::unique_ptr<TierManager>> TierManager::OpenTiers(
       if (!found.ok()) return found.status();
       tier.found = *found;
     }
-    status = tier.found ? manager->Recover(tier.found->epoch)
+    status = tier.found ? manager->Recover(tier)
                         : manager->StartEmpty({.geometry = *placement_options.nvme,
                                                .block_bytes = options.block_bytes,
                                                .model_fingerprint = options.model_fingerprint,
@@ -246,7 +246,7 @@ absl::StatusOr<std::optional<Superblock>> TierManager::FindSuperblock() {
   return found;
 }
 
-absl::Status TierManager::Recover(uint64_t epoch) {
+absl::Status TierManager::Recover(const OpenedTier& tier) {
   const absl::Time start = absl::Now();
   // Nobody else knows this manager yet, so the lock protects nothing while it is let go for I/O.
   Placement* placement = nullptr;
@@ -256,7 +256,7 @@ absl::Status TierManager::Recover(uint64_t epoch) {
     recovering_ = true;
     placement = &*placement_;
     keys = &keys_;
-    placement->nvme()->SetEpoch(epoch);
+    placement->nvme()->SetEpoch(tier.found->epoch);
   }
   NvmeReader reader([this](absl::Span<IoRequest* const> batch) { return RunBlocking(batch); });
   absl::StatusOr<RecoveryReport> report = RecoverNvme(
@@ -273,6 +273,7 @@ absl::Status TierManager::Recover(uint64_t epoch) {
   absl::MutexLock lock(&mu_);
   recovering_ = false;
   recovery_ = *report;
+  recovery_.missing_bytes = tier.missing_bytes;
   recovery_.seconds = absl::ToDoubleSeconds(absl::Now() - start);
   StartTransfers();
   return absl::OkStatus();
