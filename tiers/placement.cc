@@ -91,6 +91,7 @@ Placement::PutReservation Placement::ReservePut(const BlockId& id, Retention ret
     Drop(id);
     entry = kNoEntry;
   }
+  if (entry != kNoEntry && directory_[entry].key != key) return {PutOutcome::kOtherKey, {}};
   if (entry != kNoEntry) {
     for (Pool pool : {Pool::kHbm, Pool::kDram}) {
       const SlotIndex slot = directory_[entry].slot(pool);

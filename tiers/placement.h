@@ -118,8 +118,9 @@ class Placement {
   static absl::StatusOr<std::unique_ptr<Placement>> Create(const PlacementOptions& options);
 
   // --- Put ---
-  // kLocked: the block is owned and sealed with a key that is not here.
-  enum class PutOutcome : uint8_t { kReserved, kAlreadyHere, kWait, kFull, kLocked };
+  // kOtherKey: the block is here under another key, or under none, and stays so. kLocked: it is
+  // owned and sealed with a key that is not here.
+  enum class PutOutcome : uint8_t { kReserved, kAlreadyHere, kOtherKey, kWait, kFull, kLocked };
   struct PutReservation {
     PutOutcome outcome = PutOutcome::kFull;
     Place place;

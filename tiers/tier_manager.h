@@ -95,8 +95,10 @@ class TierManager {
   ~TierManager();
 
   // Stores blocks, in order; bytes are copied before it returns. A block that is known keeps its
-  // first bytes. kResourceExhausted when no room could be made for one, kFailedPrecondition when
-  // the key of its namespace is not here; those before it are stored.
+  // first bytes, and its namespace: kAlreadyExists, naming both, when it is put in another one or
+  // in none, as it would not be encrypted as this call asks. kResourceExhausted when no room could
+  // be made for one, kFailedPrecondition when the key of its namespace is not here. The blocks
+  // before one that failed are stored.
   absl::Status Put(absl::Span<const BlockWrite> blocks) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Starts bringing blocks to the target tier, all or none, and pins them there. Fails at once with
@@ -260,6 +262,7 @@ class TierManager {
   absl::Status NoRoomError(absl::string_view what, size_t needed, Pool pool) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status PutOne(const BlockWrite& block) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status OtherSpaceError(const BlockWrite& block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status FillFromCaller(const BlockWrite& block, Place place,
                               absl::Span<PageChecksum> checksums) const;
   bool AllLanded(absl::Span<const FetchItem> items) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
