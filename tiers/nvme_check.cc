@@ -82,7 +82,6 @@ class Checker {
   absl::Status ReadTier();
   absl::Status CheckSuperblocks();
   void TakeSurvey(const SegmentSurvey& survey, const SegmentBytes& bytes);
-  void ReadManifestAgain(SegmentIndex segment, SegmentBytes& bytes);
   absl::Status CheckSegments();
   absl::Status CheckSegment(Segment& segment);
   absl::StatusOr<SegmentGroups> FindGroups(Segment& segment);
@@ -97,14 +96,12 @@ class Checker {
   NvmeReader reader_;
   NvmeGeometry geometry_;
   uint64_t epoch_ = 0;
-  AlignedBuffer manifest_;
   std::vector<Segment> in_use_;
   bool ever_used_ = false;  // some segment was
   std::optional<SegmentImage> image_;
   absl::flat_hash_map<BlockId, Known> known_;
   absl::flat_hash_map<BlockId, std::vector<size_t>> damaged_;  // indices of report_.damage
   CheckProgress progress_;
-  absl::Status read_status_;
   CheckReport report_;
 };
 
@@ -134,15 +131,10 @@ absl::Status Checker::ReadTier() {
     Add(DamageKind::kFile, std::nullopt, std::min(has, needs) / kPageBytes,
         absl::StrCat(name, " has ", has, " bytes, and the tier ", needs));
   }
-  absl::StatusOr<AlignedBuffer> manifest =
-      AlignedBuffer::Create(size_t{kManifestCopies} * geometry_.manifest_pages * kPageBytes);
-  if (!manifest.ok()) return manifest.status();
-  manifest_ = *std::move(manifest);
-  const absl::Status surveyed = SurveySegments(
-      reader_, geometry_, epoch_, [this](const SegmentSurvey& survey, const SegmentBytes& bytes) {
-        TakeSurvey(survey, bytes);
-      });
-  return surveyed.ok() ? read_status_ : surveyed;
+  return SurveySegments(reader_, geometry_, epoch_,
+                        [this](const SegmentSurvey& survey, const SegmentBytes& bytes) {
+                          TakeSurvey(survey, bytes);
+                        });
 }
 
 absl::Status Checker::CheckSuperblocks() {
@@ -167,28 +159,12 @@ absl::Status Checker::CheckSuperblocks() {
   return absl::OkStatus();
 }
 
-// Both copies were read with one request. Where that fails, one of them may still be there.
-void Checker::ReadManifestAgain(SegmentIndex segment, SegmentBytes& bytes) {
-  const size_t copy_bytes = size_t{geometry_.manifest_pages} * kPageBytes;
-  for (uint32_t copy = 0; copy < kManifestCopies; ++copy) {
-    NvmeReader::Piece piece = {.page = geometry_.ManifestPage(segment, copy),
-                               .bytes = manifest_.span().subspan(copy * copy_bytes, copy_bytes)};
-    read_status_.Update(reader_.Read(absl::MakeSpan(&piece, 1)));
-    if (piece.readable) bytes.manifest[copy] = piece.bytes;
-  }
-}
-
 void Checker::TakeSurvey(const SegmentSurvey& survey, const SegmentBytes& bytes) {
   Segment segment = {.survey = survey, .faults = {}};
-  SegmentBytes own = bytes;
   const SegmentIndex index = survey.segment;
-  if (own.manifest[0].empty()) {
-    ReadManifestAgain(index, own);
-    segment.survey = Survey(geometry_, epoch_, index, own);
-  }
   ever_used_ = ever_used_ || segment.survey.newest_generation > 0;
   for (uint32_t copy = 0; copy < kManifestCopies; ++copy) {
-    if (!ManifestIsDamaged(geometry_, index, own.manifest[copy])) continue;
+    if (!ManifestIsDamaged(geometry_, index, bytes.manifest[copy])) continue;
     segment.faults.manifest_damaged[copy] = true;
     Add(DamageKind::kManifest, index, geometry_.ManifestPage(index, copy),
         absl::StrCat("copy ", copy, " of the segment's record is damaged; ",
@@ -202,7 +178,8 @@ void Checker::TakeSurvey(const SegmentSurvey& survey, const SegmentBytes& bytes)
     return;
   }
   ++(sealed(segment) ? report_.segments.sealed : report_.segments.unsealed);
-  segment.faults.footer_damaged = !sealed(segment) && FooterIsDamaged(geometry_, index, own.footer);
+  segment.faults.footer_damaged =
+      !sealed(segment) && FooterIsDamaged(geometry_, index, bytes.footer);
   progress_.bytes_to_read += uint64_t{PagesToRead(segment)} * kPageBytes;
   in_use_.push_back(std::move(segment));
 }
