@@ -251,6 +251,7 @@ void AddTierOptions(CLI::App& command, ReplayArguments& arguments) {
       .add_option("--max-write-amplification", arguments.write_amplification,
                   "Bytes written to NVMe for a byte that is new there; above 1, blocks that were "
                   "used are kept by writing them again when their segment is evicted")
+      ->check(CLI::Validator(CheckNotNan, ""))
       ->check(CLI::Range(1.0, 8.0));
   AddByteSizeOption(command, "--nvme-daily", arguments.nvme_daily,
                     "Write so much to NVMe a day, for endurance; 0 for no limit");
