@@ -144,8 +144,9 @@ void AddFsckCommand(CLI::App& app, std::function<ExitCode()>& run) {
       "Exit status: 0 clean or mended; 1 damaged, or not checked; 2 bad usage.\n"
       "Damaged: the report is on standard output and says DAMAGED, or STILL DAMAGED after "
       "--repair;\n"
-      "standard error ends with \"N damages\"; the JSON has \"clean\": false.\n"
-      "Not checked: standard output is empty, no JSON is written, and standard error says why:\n"
+      "standard error says \"N damages\"; the JSON has \"clean\": false.\n"
+      "Not checked: standard output is empty, no JSON is written (an older one stays), and\n"
+      "standard error says why: "
       "\"locked by another process\", \"No such file or directory\", \"is not a tier file\", ...");
   command->option_defaults()->always_capture_default();
   auto arguments = std::make_shared<FsckArguments>();
