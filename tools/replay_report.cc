@@ -113,7 +113,13 @@ std::string RecoveryText(const RecoveryReport& recovery) {
   if (recovery.torn_groups > 0) {
     absl::StrAppend(&text, "; ", FormatCount(recovery.torn_groups), " unfinished writes discarded");
   }
-  if (recovery.damaged_pages > 0) absl::StrAppend(&text, "; DAMAGED, see terrace fsck");
+  if (recovery.damaged_manifests > 0) {
+    absl::StrAppend(&text, "; ", FormatCount(recovery.damaged_manifests),
+                    " damaged manifest copies, so drops may be undone");
+  }
+  if (recovery.damaged_pages + recovery.damaged_manifests > 0) {
+    absl::StrAppend(&text, "; DAMAGED, see terrace fsck");
+  }
   return text;
 }
 
@@ -269,6 +275,7 @@ nlohmann::ordered_json ReplayJson(const ReplayReport& report) {
                       {"unsealed_segments", tiers.recovery.unsealed_segments},
                       {"torn_groups", tiers.recovery.torn_groups},
                       {"damaged_pages", tiers.recovery.damaged_pages},
+                      {"damaged_manifests", tiers.recovery.damaged_manifests},
                       {"verified_bytes", tiers.recovery.verified_bytes},
                       {"seconds", tiers.recovery.seconds}};
   json["soak"] = {{"passes", report.soak.passes},
