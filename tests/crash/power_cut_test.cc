@@ -46,11 +46,13 @@ class Round {
 
   void Run() {
     DrawTier();
-    for (uint64_t cut = 2 + Draw(3); cut > 0; --cut) {
+    // Often several processes in a row die before they have come far.
+    const bool hasty = Draw(3) == 0;
+    for (uint64_t cut = 2 + Draw(hasty ? 12 : 3); cut > 0; --cut) {
       Open(/*afresh=*/Draw(12) == 0);
       Verify();
       if (testing::Test::HasFailure()) break;
-      disk_->CutAfter(DrawRequests(), random_());
+      disk_->CutAfter(hasty && Draw(4) != 0 ? 1 + Draw(12) : DrawRequests(), random_(), Loss());
       Work();
       End();
     }
@@ -67,6 +69,9 @@ class Round {
 
  private:
   uint64_t Draw(uint64_t below) { return random_() % below; }
+  PowerCutDisk::Loss Loss() {
+    return Draw(4) == 0 ? PowerCutDisk::Loss::kNothing : PowerCutDisk::Loss::kWhatIsNotDurable;
+  }
 
   // As often one of ten as one of hundreds.
   uint64_t DrawRequests() { return 1 + Draw(uint64_t{1} << (2 + Draw(8))); }
@@ -97,6 +102,7 @@ class Round {
     threads_ = 1 + Draw(2);
     owned_share_ = static_cast<double>(Draw(4)) / 8;
     flush_share_ = Draw(2) == 0 ? 0.02 : 0.15;
+    drop_share_ = Draw(3) == 0 ? 0.2 : 0;
   }
 
   // Opens the tier, sometimes not at the first try because the power fails while it opens.
@@ -213,6 +219,7 @@ class Round {
       options.stride = threads_;
       options.targets = targets_;
       if (encrypted_) options.space = kSpace;
+      options.drop_share = drop_share_;
       options.owned_share = owned_share_;
       options.flush_share = flush_share_;
       options.disk_is_well = [this] { return !disk_->off(); };
@@ -249,6 +256,7 @@ class Round {
   uint64_t threads_ = 1;
   double owned_share_ = 0;
   double flush_share_ = 0;
+  double drop_share_ = 0;
   std::unique_ptr<PromiseModel> model_;
   std::shared_ptr<PowerCutDisk> disk_;
   std::map<uint64_t, Retention> retention_;  // of what is on the disk when the tier is opened

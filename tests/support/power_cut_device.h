@@ -96,7 +96,8 @@ class PowerCutDisk {
   void DrainOne() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CutUnderLock(uint64_t seed, Loss loss) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Makes durable what the seed lets through of these.
-  void Damage(const std::vector<Write>& writes, uint64_t seed, Loss loss) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Damage(const std::vector<Write>& writes, uint64_t seed, Loss loss)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const uint64_t size_bytes_;
 
