@@ -22,18 +22,20 @@ namespace {
 
 constexpr uint64_t kDefaultRounds = 40;
 constexpr size_t kBlock = size_t{8} << 10;
-constexpr uint64_t kPutsAfter = 200;  // more than half of the tier
+constexpr uint64_t kPutsAfter = 300;  // more than half of the tier
 
 class Round {
  public:
   explicit Round(uint64_t seed) : random_(seed) {
-    options_ = TestTierOptions(kBlock, {.dram_slots = 8, .nvme_bytes = uint64_t{2} << 20});
+    options_ = TestTierOptions(kBlock, {.dram_slots = 8, .nvme_bytes = uint64_t{4} << 20});
     options_.reuse = true;
     options_.max_write_amplification = 1 + static_cast<double>(Draw(2));
     const NvmeGeometry geometry = *PlanNvmeGeometry(options_.nvme_bytes, kBlock);
     blocks_per_segment_ = geometry.blocks_per_segment();
-    most_owned_ = uint64_t{geometry.segment_count} * blocks_per_segment_ / 2;
-    owned_in_segment_ = 1 + Draw(blocks_per_segment_ / 2);
+    // As many as may be rewritten, where each has a group of its own, or half of them.
+    const uint64_t most = geometry.data_pages() / geometry.group_pages(1) - 1;
+    owned_in_segment_ = most / 2 + Draw(most - most / 2 + 1);
+    most_owned_ = geometry.segment_count * owned_in_segment_;
     disk_ = std::make_shared<PowerCutDisk>(
         PowerCutDiskOptions{.size_bytes = geometry.total_bytes(), .seed = random_()});
   }
@@ -132,12 +134,14 @@ class Round {
     }
   }
 
-  // Every id of some stretch.
+  // Every id of some stretch, or every other one.
   void DropSome() {
     if (next_ == 0) return;
     const uint64_t count = 1 + Draw(next_);
     const uint64_t first = Draw(next_ - count + 1);
-    for (uint64_t number = first; number < first + count; ++number) {
+    const bool others = Draw(2) == 0;  // all but these
+    for (uint64_t number = 0; number < next_; ++number) {
+      if ((number - first < count) == others) continue;
       const BlockId id = TestId(number);
       manager_->Drop({&id, 1});
       owned_.erase(number);
