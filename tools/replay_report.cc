@@ -115,7 +115,7 @@ std::string RecoveryText(const RecoveryReport& recovery) {
   }
   if (recovery.damaged_manifests > 0) {
     absl::StrAppend(&text, "; ", FormatCount(recovery.damaged_manifests),
-                    " damaged manifest copies, so drops may be undone");
+                    " damaged manifest copies");
   }
   if (recovery.damaged_pages + recovery.damaged_manifests > 0) {
     absl::StrAppend(&text, "; DAMAGED, see terrace fsck");
