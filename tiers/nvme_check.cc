@@ -1,7 +1,6 @@
 #include "tiers/nvme_check.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -18,20 +17,6 @@ namespace {
 bool Blank(absl::Span<const std::byte> bytes) {
   return std::all_of(bytes.begin(), bytes.end(),
                      [](std::byte byte) { return byte == std::byte{}; });
-}
-
-// The epoch that a record names, which an earlier tier in the same place may have left.
-uint64_t EpochOf(absl::Span<const std::byte> record) {
-  constexpr size_t kEpochOffset = 16;
-  uint64_t epoch = 0;
-  std::memcpy(&epoch, record.data() + kEpochOffset, sizeof(epoch));
-  return epoch;
-}
-
-bool ManifestIsDamaged(const NvmeGeometry& geometry, SegmentIndex segment,
-                       absl::Span<const std::byte> copy) {
-  if (copy.empty()) return true;
-  return !DecodeManifestRecord(geometry, EpochOf(copy), segment, copy) && !Blank(copy);
 }
 
 bool FooterIsDamaged(const NvmeGeometry& geometry, SegmentIndex segment,
@@ -86,7 +71,8 @@ class Checker {
   absl::Status CheckSegment(Segment& segment);
   absl::StatusOr<SegmentGroups> FindGroups(Segment& segment);
   void CheckGroup(Segment& segment, const GroupView& group);
-  void CheckBlock(Segment& segment, const GroupRecord& record, uint64_t page);
+  void CheckBlock(Segment& segment, const GroupHeader& group, const GroupRecord& record,
+                  uint64_t page);
   void AddBlockDamage(const DamagedBlock& block, SegmentIndex segment, uint64_t page);
   void DescribeBlocks();
   void Add(DamageKind kind, std::optional<SegmentIndex> segment, uint64_t page, std::string detail);
@@ -251,18 +237,20 @@ absl::Status Checker::CheckSegment(Segment& segment) {
 void Checker::CheckGroup(Segment& segment, const GroupView& group) {
   for (uint32_t i = group.group().block_count; i > 0; --i) {
     const GroupRecord record = group.record(i - 1);
-    if (record.valid) CheckBlock(segment, record, group.block_page(geometry_, i - 1));
+    if (record.valid)
+      CheckBlock(segment, group.group(), record, group.block_page(geometry_, i - 1));
   }
 }
 
-void Checker::CheckBlock(Segment& segment, const GroupRecord& record, uint64_t page) {
+void Checker::CheckBlock(Segment& segment, const GroupHeader& group, const GroupRecord& record,
+                         uint64_t page) {
   Known& known = known_[record.id];
-  if (segment.survey.Dead(geometry_, page)) {
+  if (segment.survey.Dead(geometry_, group, page)) {
     ++report_.blocks.dead;
     known.dropped = true;
     return;
   }
-  const Retention retention = segment.survey.RetentionOf(geometry_, page, record);
+  const Retention retention = segment.survey.RetentionOf(geometry_, group, page, record);
   const bool first = !known.live && !known.dropped;
   if (first) {
     known.live = true;

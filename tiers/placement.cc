@@ -41,7 +41,7 @@ Placement::Placement(const PlacementOptions& options,
         std::make_unique<SlotTable>(options.slots[i], pages_per_block_, std::move(policies[i]));
   }
   if (!options.nvme) return;
-  nvme_ = std::make_unique<NvmeTier>(*options.nvme, options.epoch);
+  nvme_ = std::make_unique<NvmeTier>(*options.nvme, options.epoch, options.session);
   nvme_accepts_ = true;
   groups_.resize(kWriteGroups);
   for (WriteGroup& group : groups_) group.blocks.reserve(options.nvme->group_blocks);

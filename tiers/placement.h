@@ -34,6 +34,7 @@ struct PlacementOptions {
   std::string policy = "lru";
   std::optional<NvmeGeometry> nvme;  // nullopt: no such tier
   uint64_t epoch = 0;
+  uint64_t session = 0;  // drawn at random
   // So much of an evicted segment may be hot blocks that are rewritten. Owned blocks always are.
   double hot_share = 0;
 };
@@ -85,12 +86,11 @@ struct WriteGroup {
   };
   bool in_use = false;
   bool closed = false;
-  PageIndex base = kNoPage;  // of the header
-  uint32_t capacity = 0;     // blocks that fit where it lies
-  uint32_t pending = 0;      // sources whose bytes are still on the way
-  uint32_t in_transit = 0;   // sources in the transit pool
-  uint64_t generation = 0;
-  uint64_t segment_generation = 0;
+  PageIndex base = kNoPage;   // of the header
+  uint32_t capacity = 0;      // blocks that fit where it lies
+  uint32_t pending = 0;       // sources whose bytes are still on the way
+  uint32_t in_transit = 0;    // sources in the transit pool
+  GroupHeader header;         // once it was closed
   std::vector<Block> blocks;  // capacity reserved at construction
 };
 
@@ -262,6 +262,7 @@ class Placement {
   Room OpenGroup();
   Room StartGroup();
   Room NextSegment();
+  Room RefillReserve();
   std::optional<SegmentIndex> Victim(absl::Span<const SegmentIndex> but) const;
   uint32_t MostRewritten(double share) const;
   void EvictSegment(SegmentIndex victim);

@@ -70,7 +70,7 @@ absl::Status CheckReusable(absl::string_view path, const Superblock& found,
   return absl::OkStatus();
 }
 
-uint64_t DrawEpoch() {
+uint64_t DrawRandom() {
   std::random_device random;
   return (uint64_t{random()} << 32) | random();
 }

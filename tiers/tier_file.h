@@ -38,8 +38,8 @@ struct OpenedTier {
 absl::StatusOr<OpenedTier> OpenTierFile(const TierManagerOptions& options,
                                         const NvmeGeometry& geometry);
 
-// A new epoch makes everything that an earlier use left in a file unrecognisable.
-uint64_t DrawEpoch();
+// For epochs and sessions, which make what earlier uses left in a file recognisable as such.
+uint64_t DrawRandom();
 
 }  // namespace terrace
 

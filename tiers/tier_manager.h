@@ -236,6 +236,7 @@ class TierManager {
 
   // tier_manager_durable.cc
   absl::Status WriteDirty() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void WriteMarks() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   template <typename Condition>
   absl::Status AwaitNvme(Condition condition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CollectUpkeep(GroupBatch& writes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

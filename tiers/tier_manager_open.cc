@@ -69,7 +69,8 @@ absl::StatusOr<std::unique_ptr<TierManager>> TierManager::OpenTiers(
       if (!opened.ok()) return opened.status();
       tier = *std::move(opened);
     }
-    placement_options.epoch = DrawEpoch();
+    placement_options.epoch = DrawRandom();
+    placement_options.session = DrawRandom();
   }
   if (parts.copy_engine == nullptr) parts.copy_engine = MakeHostCopyEngine();
   auto memory = SlotMemory::Create(options.block_bytes, placement_options.slots,
@@ -274,6 +275,7 @@ absl::Status TierManager::Recover(const OpenedTier& tier) {
   recovering_ = false;
   recovery_ = *report;
   recovery_.missing_bytes = tier.missing_bytes;
+  WriteMarks();
   recovery_.seconds = absl::ToDoubleSeconds(absl::Now() - start);
   StartTransfers();
   return absl::OkStatus();

@@ -119,7 +119,13 @@ std::string RecoveryText(const RecoveryReport& recovery) {
     absl::StrAppend(&text, "; the file had been CUT SHORT by ",
                     FormatByteSize(recovery.missing_bytes));
   }
-  if (recovery.damaged_pages > 0) absl::StrAppend(&text, "; DAMAGED, see terrace fsck");
+  if (recovery.damaged_manifests > 0) {
+    absl::StrAppend(&text, "; ", FormatCount(recovery.damaged_manifests),
+                    " damaged manifest copies");
+  }
+  if (recovery.damaged_pages + recovery.damaged_manifests > 0) {
+    absl::StrAppend(&text, "; DAMAGED, see terrace fsck");
+  }
   return text;
 }
 
@@ -275,6 +281,7 @@ nlohmann::ordered_json ReplayJson(const ReplayReport& report) {
                       {"unsealed_segments", tiers.recovery.unsealed_segments},
                       {"torn_groups", tiers.recovery.torn_groups},
                       {"damaged_pages", tiers.recovery.damaged_pages},
+                      {"damaged_manifests", tiers.recovery.damaged_manifests},
                       {"verified_bytes", tiers.recovery.verified_bytes},
                       {"missing_bytes", tiers.recovery.missing_bytes},
                       {"seconds", tiers.recovery.seconds}};

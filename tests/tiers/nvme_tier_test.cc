@@ -58,9 +58,9 @@ TEST(NvmeTier, AppendsOneGroupBehindTheOther) {
   const uint32_t start = Number(tier.append_point());
   EXPECT_EQ(start, kGeometry.log_start());
   EXPECT_EQ(Number(tier.append_limit()), kGeometry.FooterPage(SegmentIndex{0}));
-  EXPECT_EQ(tier.FinishGroup(2), 1u);
+  EXPECT_EQ(tier.FinishGroup(2).generation, 1u);
   EXPECT_EQ(Number(tier.append_point()), start + 5);
-  EXPECT_EQ(tier.FinishGroup(1), 2u);
+  EXPECT_EQ(tier.FinishGroup(1).generation, 2u);
   EXPECT_EQ(tier.open_pages_left(), 4u);
   EXPECT_EQ(Number(tier.append_limit()), kGeometry.FooterPage(SegmentIndex{0}));
 }
@@ -68,12 +68,28 @@ TEST(NvmeTier, AppendsOneGroupBehindTheOther) {
 TEST(NvmeTier, AUseOfASegmentIsNamedByTheGenerationOfItsFirstGroup) {
   NvmeTier tier(kGeometry, 1);
   const SegmentIndex first = WriteOneBlock(tier, EntryIndex{0}, false);
-  EXPECT_EQ(tier.segment_generation(Start(first)), 1u);
-  tier.FinishGroup(1);
-  EXPECT_EQ(tier.segment_generation(Start(first)), 1u);
+  EXPECT_EQ(tier.manifest_record(first).segment_generation, 1u);
+  EXPECT_EQ(tier.FinishGroup(1).segment_generation, 1u);
   tier.SealOpenSegment();
   const SegmentIndex second = WriteOneBlock(tier, EntryIndex{1}, false);
-  EXPECT_EQ(tier.segment_generation(Start(second)), 3u);
+  EXPECT_EQ(tier.manifest_record(second).segment_generation, 3u);
+}
+
+TEST(NvmeTier, EachGroupNamesTheOneBeforeItAndNoSessionWritesTheGroupsOfAnother) {
+  NvmeTier tier(kGeometry, 1, /*session=*/1000);
+  NvmeTier other(kGeometry, 1, /*session=*/2000);
+  ASSERT_TRUE(tier.OpenNextSegment() && other.OpenNextSegment());
+  const GroupHeader first = tier.FinishGroup(1);
+  const GroupHeader second = tier.FinishGroup(1);
+  const GroupHeader of_other = other.FinishGroup(1);
+  EXPECT_EQ(first.previous_stamp, 0u);
+  EXPECT_EQ(second.previous_stamp, first.stamp);
+  EXPECT_NE(second.stamp, first.stamp);
+  EXPECT_EQ(of_other.generation, first.generation);
+  EXPECT_NE(of_other.stamp, first.stamp);
+  tier.SealOpenSegment();
+  ASSERT_TRUE(tier.OpenNextSegment());
+  EXPECT_EQ(tier.FinishGroup(1).previous_stamp, 0u);
 }
 
 TEST(NvmeTier, KnowsWhichBlockStartsWhere) {
@@ -196,7 +212,7 @@ TEST(NvmeTier, RestoredSegmentsAreSealedInTheirOrder) {
   EXPECT_FALSE(tier.has_open_segment());
   ASSERT_TRUE(tier.OpenNextSegment());
   EXPECT_EQ(tier.open_segment(), SegmentIndex{1});
-  EXPECT_EQ(tier.FinishGroup(1), 42u);
+  EXPECT_EQ(tier.FinishGroup(1).generation, 42u);
 }
 
 TEST(NvmeTier, MarksAndVersionsOfRestoredSegmentsGoOn) {
@@ -260,7 +276,9 @@ TEST(NvmeTier, TheNewestUnsealedSegmentGoesOnWhereItEndedAndOthersAreSealed) {
   const Headers newer(SegmentIndex{1}, 6, 1);
   tier.Restore(Found(SegmentIndex{2}, 3, 10));
   ASSERT_TRUE(tier.RestoreHeaders(SegmentIndex{2}, older.spans, older.bases));
-  tier.Restore(Found(SegmentIndex{1}, 6, 5));
+  NvmeTier::Restored newest = Found(SegmentIndex{1}, 6, 5);
+  newest.last_stamp = 77;
+  tier.Restore(newest);
   ASSERT_TRUE(tier.RestoreHeaders(SegmentIndex{1}, newer.spans, newer.bases));
   tier.RestoreGeneration(10);
   tier.ReopenNewest();
