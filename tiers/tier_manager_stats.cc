@@ -46,7 +46,8 @@ NvmeHealth TierManager::Health() const {
   const bool faults = faults_.failed_reads + faults_.corrupt_reads + faults_.unopened_blocks +
                           faults_.failed_writes + faults_.failed_syncs >
                       0;
-  const bool damage = recovery_.damaged_pages + recovery_.missing_bytes > 0;
+  const bool damage =
+      recovery_.damaged_pages + recovery_.damaged_manifests + recovery_.missing_bytes > 0;
   return faults || damage ? NvmeHealth::kDegraded : NvmeHealth::kHealthy;
 }
 
