@@ -252,9 +252,9 @@ void NvmeTier::Restore(const Restored& restored) {
   const size_t first = FirstStretch(restored.segment);
   segment.newest_generation = restored.newest_generation;
   segment.last_stamp = restored.last_stamp;
-  // Marks behind the end are of groups that were lost.
-  const uint32_t marked =
-      (restored.used_pages + geometry_.pages_per_block - 1) / geometry_.pages_per_block;
+  // Marks behind the end are of groups that were lost. A block that ends before it starts in a
+  // stretch that does so as well.
+  const uint32_t marked = restored.used_pages / geometry_.pages_per_block;
   const auto count = [&](const std::vector<bool>& marks) {
     return static_cast<std::ptrdiff_t>(std::min<size_t>(marked, marks.size()));
   };

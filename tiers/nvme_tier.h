@@ -170,8 +170,8 @@ class NvmeTier {
     std::vector<bool> dead;         // as ManifestRecord; may be empty
     std::vector<bool> reversed;
     uint64_t newest_generation = 0;  // that is known of it
-    std::optional<uint64_t>
-        last_stamp;  // of an unsealed one that can go on: of its last group, or 0
+    // Of the last group of an unsealed one that can go on; 0 where it has none.
+    std::optional<uint64_t> last_stamp;
   };
   void Restore(const Restored& segment);
   // A segment that is not in use, but has been.

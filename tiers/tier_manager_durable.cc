@@ -84,11 +84,7 @@ void TierManager::WriteMarks() {
   NvmeTier& nvme = *placement_->nvme();
   nvme.RequestManifest();
   if (!nvme.manifest_pending()) return;
-  absl::Status status = AwaitNvme([&] {
-    mu_.AssertHeld();
-    return !nvme.manifest_pending();
-  });
-  if (!status.ok()) return;
+  if (!AwaitNvme([&] { return !nvme.manifest_pending(); }).ok()) return;
   const uint64_t sync = nvme.RequestSync();
   AwaitNvme([&] { return nvme.Synced(sync); }).IgnoreError();
 }

@@ -244,6 +244,26 @@ TEST(NvmeTier, MarksAndVersionsOfRestoredSegmentsGoOn) {
   EXPECT_EQ(tier.manifest_record(SegmentIndex{3}).version, 8u);
 }
 
+TEST(NvmeTier, MarksBehindTheEndOfARestoredSegmentAreForgotten) {
+  NvmeGeometry geometry = kGeometry;
+  geometry.pages_per_block = 4;
+  for (const uint32_t used_pages : {0u, 5u, 9u, 10u}) {
+    NvmeTier tier(geometry, 1);
+    NvmeTier::Restored restored = Found(SegmentIndex{1}, 3, used_pages);
+    restored.dead.assign(geometry.stretches(), true);
+    restored.reversed.assign(geometry.stretches(), true);
+    tier.Restore(restored);
+    const ManifestRecord record = tier.manifest_record(SegmentIndex{1});
+    // The next block comes behind a header.
+    for (uint32_t i = (used_pages + geometry.header_pages) / 4; i < geometry.stretches(); ++i) {
+      EXPECT_FALSE(record.dead[i] || record.reversed[i]) << i << " of " << used_pages;
+    }
+    for (uint32_t i = 0; i < used_pages / 4; ++i) {
+      EXPECT_TRUE(record.dead[i] && record.reversed[i]) << i << " of " << used_pages;
+    }
+  }
+}
+
 // The headers of the groups of two blocks that a segment starts with, and where those lie.
 struct Headers {
   Headers(SegmentIndex segment, uint64_t generation, uint32_t groups) {
