@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -129,18 +130,25 @@ struct FileDeviceOptions {
   // Make the file when absent, readable and writable by its owner only. A regular file that exists
   // and is ours becomes so as well.
   bool create = false;
-  bool truncate = false;   // discard what it holds
-  bool read_only = false;  // REQUIRES: neither create nor truncate
+  bool truncate = false;  // discard what it holds
+  // Decides that in place of `truncate`, of one file that is not empty. Called under the lock that
+  // the device will have, before anything changes, with a device that reads the file as it is and
+  // with the bytes that the file has. An error refuses the file, which is left as it is.
+  std::function<absl::StatusOr<bool>(BlockDevice& found, uint64_t found_bytes)> decide_truncate =
+      {};
+  bool cut_tail = false;   // a larger file loses what is behind size_bytes instead of being refused
+  bool read_only = false;  // REQUIRES: none of create, truncate and cut_tail
   bool direct_io = true;   // fall back to the page cache where the filesystem refuses it
   IoEngine engine = IoEngine::kAuto;
   size_t depth = 64;  // 1 to 4096
 };
 
 // Opens regular files or block devices and locks them against other processes (flock; shared when
-// read_only). `kAuto` takes io_uring and falls back to threads where the kernel or a container
-// forbids it; asking for io_uring by name fails with kUnavailable instead. Errors name the path and
-// the errno text: kNotFound, kPermissionDenied, kResourceExhausted (not enough disk, with needed
-// and available bytes), kUnavailable (locked by another process), kInvalidArgument.
+// read_only); what was removed or replaced before it was locked is opened anew. `kAuto` takes
+// io_uring and falls back to threads where the kernel or a container forbids it; asking for
+// io_uring by name fails with kUnavailable instead. Errors name the path and the errno text:
+// kNotFound, kPermissionDenied, kResourceExhausted (not enough disk, with needed and available
+// bytes), kUnavailable (locked by another process), kInvalidArgument.
 absl::StatusOr<std::unique_ptr<BlockDevice>> OpenFileDevice(const FileDeviceOptions& options);
 
 // Submits one batch and waits for all of it; the first error wins. For opening, recovery and tests;

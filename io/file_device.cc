@@ -1,6 +1,8 @@
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -55,11 +57,15 @@ absl::Status Validate(const FileDeviceOptions& options) {
     return invalid("size_bytes: ", options.size_bytes, " is not a file size that is a multiple of ",
                    kPageBytes);
   }
-  if (options.truncate && options.size_bytes == 0) {
+  const bool may_truncate = options.truncate || options.decide_truncate || options.cut_tail;
+  if (may_truncate && options.size_bytes == 0) {
     return invalid("size_bytes: a truncated file needs a size");
   }
+  if ((options.decide_truncate || options.cut_tail) && !options.more_paths.empty()) {
+    return invalid("more_paths: excludes decide_truncate and cut_tail");
+  }
   if (options.read_only && options.create) return invalid("read_only: excludes create");
-  if (options.read_only && options.truncate) return invalid("read_only: excludes truncate");
+  if (options.read_only && may_truncate) return invalid("read_only: excludes truncate");
   if (options.engine == IoEngine::kMemory) return invalid("engine: memory cannot open a file");
   if (options.depth == 0 || options.depth > kMaxDepth) {
     return invalid("depth: ", options.depth, " is not between 1 and ", kMaxDepth);
@@ -67,14 +73,46 @@ absl::Status Validate(const FileDeviceOptions& options) {
   return absl::OkStatus();
 }
 
+// A device that reads `file` as it is. It shares the open file, and so the lock.
+absl::StatusOr<std::unique_ptr<BlockDevice>> OpenAsItIs(const OpenedFile& file) {
+  UniqueFd fd(::fcntl(file.fd.get(), F_DUPFD_CLOEXEC, 0));
+  if (!fd.valid()) return FileError(file.path, "cannot open a second time", errno);
+  std::vector<DeviceFile> parts;
+  parts.push_back({.path = file.path,
+                   .fd = std::move(fd),
+                   .regular = file.regular,
+                   .volume = file.volume,
+                   .number = file.number,
+                   .needed_bytes = file.size_bytes});
+  DeviceInfo info;
+  info.path = file.path;
+  info.layout = {.file_count = 1, .stripe_bytes = kPageBytes};
+  info.size_bytes = PageAlignUp(file.size_bytes);
+  info.depth = 1;
+  absl::StatusOr<std::unique_ptr<BlockDevice>> device =
+      ThreadDevice::Create(parts, std::move(info));
+  if (device.ok()) return device;
+  return absl::UnavailableError(absl::StrCat(file.path, ": ", device.status().message()));
+}
+
+// Whether to discard what the files hold.
+absl::StatusOr<bool> DecideTruncate(const FileDeviceOptions& options,
+                                    const std::vector<OpenedFile>& files) {
+  if (!options.decide_truncate || files.front().size_bytes == 0) return options.truncate;
+  absl::StatusOr<std::unique_ptr<BlockDevice>> found = OpenAsItIs(files.front());
+  if (!found.ok()) return found.status();
+  return options.decide_truncate(**found, files.front().size_bytes);
+}
+
 // The size of the device to be; every file has its share of it.
-absl::StatusOr<uint64_t> DecideSizes(const FileDeviceOptions& options,
+absl::StatusOr<uint64_t> DecideSizes(const FileDeviceOptions& options, bool truncate,
                                      const std::vector<OpenedFile>& files) {
   const bool striped = files.size() > 1;
   std::vector<uint64_t> sizes;
   for (const OpenedFile& file : files) {
-    const absl::StatusOr<uint64_t> bytes =
-        DecideSize(file, options.size_bytes / files.size(), options.truncate, options.read_only);
+    const absl::StatusOr<uint64_t> bytes = DecideSize(
+        file, options.size_bytes / files.size(),
+        {.truncate = truncate, .cut_tail = options.cut_tail, .read_only = options.read_only});
     if (!bytes.ok()) return bytes.status();
     // Disks are rarely whole stripes; what is left over is not used.
     const bool whole_stripes = striped && !file.regular;
@@ -150,6 +188,25 @@ absl::StatusOr<std::unique_ptr<BlockDevice>> StartEngine(IoEngine wanted,
   return device;
 }
 
+// Gives the files the contents and the size that they are to have. Nothing but the disk can refuse
+// any more; if it does, they have their former size again, or 0.
+absl::Status ChangeContents(const FileDeviceOptions& options, bool truncate, uint64_t share_bytes,
+                            const std::vector<OpenedFile>& files, const std::vector<int>& numbers) {
+  for (size_t i = 0; i < files.size(); ++i) {
+    const uint64_t has_bytes = files[i].size_bytes;
+    absl::Status status;
+    if (truncate || (options.size_bytes > 0 && has_bytes < share_bytes)) {
+      status = Reserve(files[i], numbers[i], share_bytes, truncate);
+    } else if (options.cut_tail && files[i].regular && has_bytes > share_bytes) {
+      status = CutTail(files[i], numbers[i], share_bytes);
+    }
+    if (status.ok()) continue;
+    for (size_t done = 0; done < i; ++done) UndoReserve(files[done], numbers[done], truncate);
+    return status;
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<BlockDevice>> OpenFileDevice(const FileDeviceOptions& options) {
@@ -170,7 +227,9 @@ absl::StatusOr<std::unique_ptr<BlockDevice>> OpenFileDevice(const FileDeviceOpti
     files.push_back(*std::move(file));
   }
 
-  const absl::StatusOr<uint64_t> size_bytes = DecideSizes(options, files);
+  const absl::StatusOr<bool> truncate = DecideTruncate(options, files);
+  if (!truncate.ok()) return truncate.status();
+  const absl::StatusOr<uint64_t> size_bytes = DecideSizes(options, *truncate, files);
   if (!size_bytes.ok()) return size_bytes.status();
   DeviceInfo info;
   info.path = options.path;
@@ -194,17 +253,8 @@ absl::StatusOr<std::unique_ptr<BlockDevice>> OpenFileDevice(const FileDeviceOpti
   for (size_t i = 0; i < files.size() && options.create; ++i) {
     if (absl::Status status = MakePrivate(files[i], numbers[i]); !status.ok()) return status;
   }
-  // The contents of existing files change last, when nothing but the disk can refuse any more.
-  for (size_t i = 0; i < files.size(); ++i) {
-    const bool extend = options.size_bytes > 0 && files[i].size_bytes < share_bytes;
-    if (!options.truncate && !extend) continue;
-    const absl::Status status = Reserve(files[i], numbers[i], share_bytes, options.truncate);
-    if (status.ok()) continue;
-    for (size_t done = 0; done < i; ++done) {
-      UndoReserve(files[done], numbers[done], options.truncate);
-    }
-    return status;
-  }
+  absl::Status changed = ChangeContents(options, *truncate, share_bytes, files, numbers);
+  if (!changed.ok()) return changed;
   std::move(remove_created).Cancel();
   return device;
 }

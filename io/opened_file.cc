@@ -91,14 +91,27 @@ absl::Status Lock(const std::string& path, bool read_only, int fd) {
   return absl::OkStatus();
 }
 
-absl::Status Identify(OpenedFile& file) {
-  struct stat found = {};
-  if (::fstat(file.fd.get(), &found) != 0) return FileError(file.path, "cannot stat", errno);
+void Identify(const struct stat& found, OpenedFile& file) {
   // A block device is the same by any node that leads to it.
   const bool block_device = S_ISBLK(found.st_mode);
   file.volume = block_device ? found.st_rdev : found.st_dev;
   file.number = block_device ? 0 : found.st_ino;
+}
+
+absl::Status Identify(OpenedFile& file) {
+  struct stat found = {};
+  if (::fstat(file.fd.get(), &found) != 0) return FileError(file.path, "cannot stat", errno);
+  Identify(found, file);
   return absl::OkStatus();
+}
+
+// Whether the path leads to the file still, and not to nothing or to another one.
+bool IsAtPath(const OpenedFile& file) {
+  struct stat found = {};
+  if (::stat(file.path.c_str(), &found) != 0) return false;
+  OpenedFile at_path;
+  Identify(found, at_path);
+  return at_path.volume == file.volume && at_path.number == file.number;
 }
 
 // Fills in what `file` is. Called with the lock held, so that it stays true.
@@ -116,10 +129,6 @@ absl::Status Describe(OpenedFile& file) {
     return absl::InvalidArgumentError(
         absl::StrCat(file.path, ": is ", S_ISDIR(found.st_mode) ? "a directory" : "something else",
                      ", not a regular file or a block device"));
-  }
-  // Its maker, another process, removes a file that it could not fill.
-  if (found.st_nlink == 0) {
-    return absl::UnavailableError(absl::StrCat(file.path, ": was removed while being opened"));
   }
   file.regular = true;
   file.size_bytes = static_cast<uint64_t>(found.st_size);
@@ -181,9 +190,9 @@ absl::Status Allocate(const OpenedFile& file, int fd, uint64_t size_bytes, bool 
 }
 
 // Makes the file's length, and the name of a new one, survive power loss.
-absl::Status Persist(const std::string& path, int fd, bool created) {
+absl::Status Persist(const std::string& path, int fd, bool is_new) {
   if (::fsync(fd) != 0) return FileError(path, "cannot sync", errno);
-  if (!created) return absl::OkStatus();
+  if (!is_new) return absl::OkStatus();
   const size_t slash = path.rfind('/');
   const std::string directory = slash == std::string::npos ? "." : path.substr(0, slash + 1);
   const UniqueFd directory_fd(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -203,28 +212,36 @@ absl::Status FileError(const std::string& path, absl::string_view action, int er
 
 absl::StatusOr<OpenedFile> OpenAndLock(const std::string& path, bool create, bool read_only,
                                        absl::Span<const OpenedFile> others) {
-  absl::StatusOr<OpenedFile> file = Open(path, create, read_only);
-  if (!file.ok()) return file;
-  if (absl::Status status = Identify(*file); !status.ok()) return status;
-  for (const OpenedFile& other : others) {
-    if (other.volume != file->volume || other.number != file->number) continue;
-    return absl::InvalidArgumentError(absl::StrCat(path, ": is the same file as ", other.path));
+  constexpr int kTries = 25;
+  for (int tried = 0; tried < kTries; ++tried) {
+    absl::StatusOr<OpenedFile> file = Open(path, create, read_only);
+    if (!file.ok()) return file;
+    if (absl::Status status = Identify(*file); !status.ok()) return status;
+    for (const OpenedFile& other : others) {
+      if (other.volume != file->volume || other.number != file->number) continue;
+      return absl::InvalidArgumentError(absl::StrCat(path, ": is the same file as ", other.path));
+    }
+    // Whoever is faster with the lock owns a new file, so only a locked one may be removed.
+    if (absl::Status status = Lock(path, read_only, file->fd.get()); !status.ok()) return status;
+    // A lock on what nobody finds there keeps nobody out. The maker of a file removes it, for one,
+    // when it could not fill it.
+    if (!IsAtPath(*file)) continue;
+    if (absl::Status status = Describe(*file); !status.ok()) {
+      if (file->created) ::unlink(path.c_str());
+      return status;
+    }
+    return file;
   }
-  // Whoever is faster with the lock owns a new file, so only a locked one may be removed.
-  if (absl::Status status = Lock(path, read_only, file->fd.get()); !status.ok()) return status;
-  if (absl::Status status = Describe(*file); !status.ok()) {
-    if (file->created) ::unlink(path.c_str());
-    return status;
-  }
-  return file;
+  return absl::UnavailableError(
+      absl::StrCat(path, ": was removed or replaced each time it was opened"));
 }
 
-absl::StatusOr<uint64_t> DecideSize(const OpenedFile& file, uint64_t wanted_bytes, bool truncate,
-                                    bool read_only) {
+absl::StatusOr<uint64_t> DecideSize(const OpenedFile& file, uint64_t wanted_bytes,
+                                    const SizeRules& rules) {
   const auto invalid = [&file](auto&&... text) {
     return absl::InvalidArgumentError(absl::StrCat(file.path, ": size_bytes: ", text...));
   };
-  if (truncate && !file.regular) {
+  if (rules.truncate && !file.regular) {
     return absl::InvalidArgumentError(
         absl::StrCat(file.path, ": truncate: a block device cannot be truncated"));
   }
@@ -233,10 +250,11 @@ absl::StatusOr<uint64_t> DecideSize(const OpenedFile& file, uint64_t wanted_byte
     if (size_bytes == 0) return invalid("an empty file needs a size");
     return size_bytes;
   }
-  if (file.size_bytes > wanted_bytes && file.regular && !truncate) {
+  const bool may_shrink = rules.truncate || rules.cut_tail || !file.regular;
+  if (file.size_bytes > wanted_bytes && !may_shrink) {
     return invalid("the file has ", file.size_bytes, " bytes, more than ", wanted_bytes);
   }
-  if (file.size_bytes < wanted_bytes && (read_only || !file.regular)) {
+  if (file.size_bytes < wanted_bytes && (rules.read_only || !file.regular)) {
     return invalid("the file has ", file.size_bytes, " bytes, fewer than ", wanted_bytes,
                    ", and cannot be extended");
   }
@@ -269,9 +287,17 @@ absl::Status MakePrivate(const OpenedFile& file, int fd) {
 absl::Status Reserve(const OpenedFile& file, int fd, uint64_t size_bytes, bool truncate) {
   absl::Status status = Allocate(file, fd, size_bytes, truncate);
   if (!status.ok()) return status;
-  status = Persist(file.path, fd, file.created);
+  // An empty file may be one that another process has just made, and lost the lock on to us.
+  status = Persist(file.path, fd, file.created || file.size_bytes == 0);
   if (!status.ok()) UndoReserve(file, fd, truncate);
   return status;
+}
+
+absl::Status CutTail(const OpenedFile& file, int fd, uint64_t size_bytes) {
+  if (::ftruncate(fd, static_cast<off_t>(size_bytes)) != 0) {
+    return FileError(file.path, "cannot truncate", errno);
+  }
+  return Persist(file.path, fd, /*is_new=*/false);
 }
 
 void UndoReserve(const OpenedFile& file, int fd, bool truncate) {

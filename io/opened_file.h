@@ -30,15 +30,22 @@ struct OpenedFile {
 absl::Status FileError(const std::string& path, absl::string_view action, int error);
 
 // Opens the file, locks it against other processes and looks at it; changes nothing, but makes it
-// when it is absent and `create` asks for it. kInvalidArgument when it is one of `others`.
+// when it is absent and `create` asks for it. The path leads to the file once it is locked: what
+// was removed or replaced meanwhile is opened anew. kInvalidArgument when it is one of `others`.
 absl::StatusOr<OpenedFile> OpenAndLock(const std::string& path, bool create, bool read_only,
                                        absl::Span<const OpenedFile> others);
 
+// As in FileDeviceOptions.
+struct SizeRules {
+  bool truncate = false;
+  bool cut_tail = false;
+  bool read_only = false;
+};
 // The size that the file is to have when it is to have `wanted_bytes`, or what it has when that is
-// 0. kInvalidArgument when it cannot: it is larger and must not be truncated, or smaller and cannot
+// 0. kInvalidArgument when it cannot: it is larger and nothing of it must go, or smaller and cannot
 // be extended. A block device may be larger: the rest of it is left alone.
-absl::StatusOr<uint64_t> DecideSize(const OpenedFile& file, uint64_t wanted_bytes, bool truncate,
-                                    bool read_only);
+absl::StatusOr<uint64_t> DecideSize(const OpenedFile& file, uint64_t wanted_bytes,
+                                    const SizeRules& rules);
 
 // Switches the page cache off; returns why that is not possible, or an empty string.
 std::string SwitchOnDirectIo(int fd);
@@ -53,7 +60,9 @@ absl::Status MakePrivate(const OpenedFile& file, int fd);
 // it from the disk, so that no later write can find the disk full, and makes its length, and the
 // name of a new one, survive power loss. On failure the file has its former length again, or 0.
 absl::Status Reserve(const OpenedFile& file, int fd, uint64_t size_bytes, bool truncate);
-// Undoes that once another file of the device could not have its space.
+// Cuts off what the file has behind `size_bytes`, and makes its length survive power loss.
+absl::Status CutTail(const OpenedFile& file, int fd, uint64_t size_bytes);
+// Undoes Reserve once another file of the device could not have its space.
 void UndoReserve(const OpenedFile& file, int fd, bool truncate);
 
 }  // namespace terrace

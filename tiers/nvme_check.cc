@@ -1,7 +1,6 @@
 #include "tiers/nvme_check.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -18,20 +17,6 @@ namespace {
 bool Blank(absl::Span<const std::byte> bytes) {
   return std::all_of(bytes.begin(), bytes.end(),
                      [](std::byte byte) { return byte == std::byte{}; });
-}
-
-// The epoch that a record names, which an earlier tier in the same place may have left.
-uint64_t EpochOf(absl::Span<const std::byte> record) {
-  constexpr size_t kEpochOffset = 16;
-  uint64_t epoch = 0;
-  std::memcpy(&epoch, record.data() + kEpochOffset, sizeof(epoch));
-  return epoch;
-}
-
-bool ManifestIsDamaged(const NvmeGeometry& geometry, SegmentIndex segment,
-                       absl::Span<const std::byte> copy) {
-  if (copy.empty()) return true;
-  return !DecodeManifestRecord(geometry, EpochOf(copy), segment, copy) && !Blank(copy);
 }
 
 bool FooterIsDamaged(const NvmeGeometry& geometry, SegmentIndex segment,
@@ -82,12 +67,12 @@ class Checker {
   absl::Status ReadTier();
   absl::Status CheckSuperblocks();
   void TakeSurvey(const SegmentSurvey& survey, const SegmentBytes& bytes);
-  void ReadManifestAgain(SegmentIndex segment, SegmentBytes& bytes);
   absl::Status CheckSegments();
   absl::Status CheckSegment(Segment& segment);
   absl::StatusOr<SegmentGroups> FindGroups(Segment& segment);
   void CheckGroup(Segment& segment, const GroupView& group);
-  void CheckBlock(Segment& segment, const GroupRecord& record, uint64_t page);
+  void CheckBlock(Segment& segment, const GroupHeader& group, const GroupRecord& record,
+                  uint64_t page);
   void AddBlockDamage(const DamagedBlock& block, SegmentIndex segment, uint64_t page);
   void DescribeBlocks();
   void Add(DamageKind kind, std::optional<SegmentIndex> segment, uint64_t page, std::string detail);
@@ -97,14 +82,12 @@ class Checker {
   NvmeReader reader_;
   NvmeGeometry geometry_;
   uint64_t epoch_ = 0;
-  AlignedBuffer manifest_;
   std::vector<Segment> in_use_;
   bool ever_used_ = false;  // some segment was
   std::optional<SegmentImage> image_;
   absl::flat_hash_map<BlockId, Known> known_;
   absl::flat_hash_map<BlockId, std::vector<size_t>> damaged_;  // indices of report_.damage
   CheckProgress progress_;
-  absl::Status read_status_;
   CheckReport report_;
 };
 
@@ -134,15 +117,10 @@ absl::Status Checker::ReadTier() {
     Add(DamageKind::kFile, std::nullopt, std::min(has, needs) / kPageBytes,
         absl::StrCat(name, " has ", has, " bytes, and the tier ", needs));
   }
-  absl::StatusOr<AlignedBuffer> manifest =
-      AlignedBuffer::Create(size_t{kManifestCopies} * geometry_.manifest_pages * kPageBytes);
-  if (!manifest.ok()) return manifest.status();
-  manifest_ = *std::move(manifest);
-  const absl::Status surveyed = SurveySegments(
-      reader_, geometry_, epoch_, [this](const SegmentSurvey& survey, const SegmentBytes& bytes) {
-        TakeSurvey(survey, bytes);
-      });
-  return surveyed.ok() ? read_status_ : surveyed;
+  return SurveySegments(reader_, geometry_, epoch_,
+                        [this](const SegmentSurvey& survey, const SegmentBytes& bytes) {
+                          TakeSurvey(survey, bytes);
+                        });
 }
 
 absl::Status Checker::CheckSuperblocks() {
@@ -167,28 +145,12 @@ absl::Status Checker::CheckSuperblocks() {
   return absl::OkStatus();
 }
 
-// Both copies were read with one request. Where that fails, one of them may still be there.
-void Checker::ReadManifestAgain(SegmentIndex segment, SegmentBytes& bytes) {
-  const size_t copy_bytes = size_t{geometry_.manifest_pages} * kPageBytes;
-  for (uint32_t copy = 0; copy < kManifestCopies; ++copy) {
-    NvmeReader::Piece piece = {.page = geometry_.ManifestPage(segment, copy),
-                               .bytes = manifest_.span().subspan(copy * copy_bytes, copy_bytes)};
-    read_status_.Update(reader_.Read(absl::MakeSpan(&piece, 1)));
-    if (piece.readable) bytes.manifest[copy] = piece.bytes;
-  }
-}
-
 void Checker::TakeSurvey(const SegmentSurvey& survey, const SegmentBytes& bytes) {
   Segment segment = {.survey = survey, .faults = {}};
-  SegmentBytes own = bytes;
   const SegmentIndex index = survey.segment;
-  if (own.manifest[0].empty()) {
-    ReadManifestAgain(index, own);
-    segment.survey = Survey(geometry_, epoch_, index, own);
-  }
   ever_used_ = ever_used_ || segment.survey.newest_generation > 0;
   for (uint32_t copy = 0; copy < kManifestCopies; ++copy) {
-    if (!ManifestIsDamaged(geometry_, index, own.manifest[copy])) continue;
+    if (!ManifestIsDamaged(geometry_, index, bytes.manifest[copy])) continue;
     segment.faults.manifest_damaged[copy] = true;
     Add(DamageKind::kManifest, index, geometry_.ManifestPage(index, copy),
         absl::StrCat("copy ", copy, " of the segment's record is damaged; ",
@@ -202,7 +164,8 @@ void Checker::TakeSurvey(const SegmentSurvey& survey, const SegmentBytes& bytes)
     return;
   }
   ++(sealed(segment) ? report_.segments.sealed : report_.segments.unsealed);
-  segment.faults.footer_damaged = !sealed(segment) && FooterIsDamaged(geometry_, index, own.footer);
+  segment.faults.footer_damaged =
+      !sealed(segment) && FooterIsDamaged(geometry_, index, bytes.footer);
   progress_.bytes_to_read += uint64_t{PagesToRead(segment)} * kPageBytes;
   in_use_.push_back(std::move(segment));
 }
@@ -274,18 +237,20 @@ absl::Status Checker::CheckSegment(Segment& segment) {
 void Checker::CheckGroup(Segment& segment, const GroupView& group) {
   for (uint32_t i = group.group().block_count; i > 0; --i) {
     const GroupRecord record = group.record(i - 1);
-    if (record.valid) CheckBlock(segment, record, group.block_page(geometry_, i - 1));
+    if (record.valid)
+      CheckBlock(segment, group.group(), record, group.block_page(geometry_, i - 1));
   }
 }
 
-void Checker::CheckBlock(Segment& segment, const GroupRecord& record, uint64_t page) {
+void Checker::CheckBlock(Segment& segment, const GroupHeader& group, const GroupRecord& record,
+                         uint64_t page) {
   Known& known = known_[record.id];
-  if (segment.survey.Dead(geometry_, page)) {
+  if (segment.survey.Dead(geometry_, group, page)) {
     ++report_.blocks.dead;
     known.dropped = true;
     return;
   }
-  const Retention retention = segment.survey.RetentionOf(geometry_, page, record);
+  const Retention retention = segment.survey.RetentionOf(geometry_, group, page, record);
   const bool first = !known.live && !known.dropped;
   if (first) {
     known.live = true;

@@ -100,8 +100,8 @@ absl::StatusOr<CheckReport> CheckNvmeTier(BlockDevice& device,
 
 // Mends what a check has found, on the device that it was made of: records are rewritten from what
 // says the same elsewhere, blocks that are damaged are marked dead, and a segment that lost groups
-// is sealed without them. A crash in between leaves what can be checked and mended again. Errors
-// are those of writes and syncs.
+// is sealed without them. A device of another size than the tier's is not resized. A crash in
+// between leaves what can be checked and mended again. Errors are those of writes and syncs.
 absl::Status RepairNvmeTier(BlockDevice& device, const CheckReport& report);
 
 }  // namespace terrace

@@ -42,6 +42,22 @@ void PlanFooter(const NvmeGeometry& geometry, uint64_t epoch, const SegmentSurve
   writes.push_back(std::move(write));
 }
 
+// Lets the marks speak of all groups: those that lie where a marked one was lost have none so far.
+void ExtendMarks(const NvmeGeometry& geometry, const SegmentGroups& groups,
+                 ManifestRecord& record) {
+  const uint64_t marked = record.newest_generation;
+  for (const GroupView& group : groups.groups) {
+    if (group.group().generation <= marked) continue;
+    record.newest_generation = std::max(record.newest_generation, group.group().generation);
+    for (uint32_t i = 0; i < group.group().block_count; ++i) {
+      const uint64_t in_segment =
+          group.block_page(geometry, i) - geometry.SegmentPage(record.segment);
+      record.dead[in_segment / geometry.pages_per_block] = false;
+      record.reversed[in_segment / geometry.pages_per_block] = false;
+    }
+  }
+}
+
 // The surviving record, or one that says what is known without it.
 ManifestRecord RecordToKeep(const NvmeGeometry& geometry, uint64_t epoch,
                             const SegmentSurvey& survey, bool marks) {
@@ -61,12 +77,14 @@ ManifestRecord RecordToKeep(const NvmeGeometry& geometry, uint64_t epoch,
 
 // A version goes to the copy that its parity says: the next one to the copy that does not survive.
 void PlanManifest(const NvmeGeometry& geometry, uint64_t epoch, const SegmentSurvey& survey,
-                  const SegmentFaults& faults, std::vector<RepairWrite>& writes) {
+                  const SegmentFaults& faults, const SegmentGroups& groups,
+                  std::vector<RepairWrite>& writes) {
   std::array<bool, kManifestCopies> damaged = faults.manifest_damaged;
   const auto is_set = [](bool copy) { return copy; };
   const bool marks = !faults.damaged_blocks.empty();
   if (!marks && std::none_of(damaged.begin(), damaged.end(), is_set)) return;
   ManifestRecord record = RecordToKeep(geometry, epoch, survey, marks);
+  ExtendMarks(geometry, groups, record);
   for (const uint64_t page : faults.damaged_blocks) {
     const uint64_t in_segment = page - geometry.SegmentPage(survey.segment);
     record.dead[in_segment / geometry.pages_per_block] = true;
@@ -125,7 +143,7 @@ void PlanSegment(const NvmeGeometry& geometry, uint64_t epoch, const SegmentSurv
   if (faults.footer_damaged || !groups.missing.empty()) {
     PlanFooter(geometry, epoch, survey, groups, writes);
   }
-  PlanManifest(geometry, epoch, survey, faults, writes);
+  PlanManifest(geometry, epoch, survey, faults, groups, writes);
 }
 
 // What was read may have been in the disk's cache alone, and is relied upon from now on.

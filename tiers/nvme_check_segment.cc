@@ -125,15 +125,15 @@ SegmentGroups WalkGroups(const SegmentImage& image, const NvmeGeometry& geometry
                          const SegmentSurvey& survey, bool all_durable) {
   SegmentGroups found;
   const uint64_t start = geometry.SegmentPage(survey.segment);
-  uint64_t last_generation = 0;
+  std::optional<GroupHeader> last;
   for (uint32_t at = 0; at + geometry.group_pages(1) <= geometry.data_pages();) {
     const bool durable = all_durable || at < survey.durable_pages;
     const std::optional<GroupView> view =
         GroupView::Decode(geometry, epoch, image.Pages(start + at, geometry.header_pages));
-    const bool belongs = view && view->group().base_page == start + at &&
-                         view->group().segment_generation == survey.generation &&
-                         view->group().generation > last_generation;
-    if (!belongs) {
+    const bool adjacent = at == found.used_pages;
+    const bool belongs =
+        view && Follows(view->group(), start + at, survey.generation, last, adjacent);
+    if (!belongs || (!adjacent && !durable)) {
       if (!durable) break;
       ++at;
       continue;
@@ -145,7 +145,7 @@ SegmentGroups WalkGroups(const SegmentImage& image, const NvmeGeometry& geometry
     if (at > found.used_pages) {
       found.missing.push_back({start + found.used_pages, at - found.used_pages});
     }
-    last_generation = view->group().generation;
+    last = view->group();
     found.groups.push_back(*view);
     at += geometry.group_pages(view->group().block_count);
     found.used_pages = at;

@@ -48,8 +48,10 @@ struct HeaderBytes {
   uint32_t block_count;
   uint32_t pages_per_block;
   uint32_t reserved;
+  uint64_t stamp;
+  uint64_t previous_stamp;
 };
-static_assert(sizeof(HeaderBytes) == 56);
+static_assert(sizeof(HeaderBytes) == 72);
 
 // Followed by the checksums of the block's pages.
 struct RecordBytes {
@@ -86,8 +88,9 @@ struct ManifestBytes {
   uint32_t flags;
   uint32_t durable_pages;
   uint32_t stretches;
+  uint64_t newest_generation;
 };
-static_assert(sizeof(ManifestBytes) == 56);
+static_assert(sizeof(ManifestBytes) == 64);
 constexpr uint32_t kFlagFreed = 1;
 
 size_t RecordStride(uint32_t pages_per_block) {
@@ -204,6 +207,8 @@ void EncodeGroupHeader(const NvmeGeometry& geometry, const GroupHeader& group,
   bytes.base_page = group.base_page;
   bytes.block_count = group.block_count;
   bytes.pages_per_block = geometry.pages_per_block;
+  bytes.stamp = group.stamp;
+  bytes.previous_stamp = group.previous_stamp;
   std::memcpy(header.data(), &bytes, sizeof(bytes));
   std::byte* out = header.data() + sizeof(bytes);
   for (const GroupRecord& record : records) {
@@ -252,7 +257,9 @@ std::optional<GroupView> GroupView::Decode(const NvmeGeometry& geometry, uint64_
                     .generation = at.generation,
                     .segment_generation = at.segment_generation,
                     .base_page = at.base_page,
-                    .block_count = at.block_count},
+                    .block_count = at.block_count,
+                    .stamp = at.stamp,
+                    .previous_stamp = at.previous_stamp},
                    geometry.pages_per_block, bytes.first(size));
 }
 
@@ -366,6 +373,7 @@ void EncodeManifestRecord(const NvmeGeometry& geometry, const ManifestRecord& re
   at.flags = record.freed ? kFlagFreed : 0;
   at.durable_pages = record.durable_pages;
   at.stretches = stretches;
+  at.newest_generation = record.newest_generation;
   std::memcpy(bytes.data(), &at, sizeof(at));
   PutBits(record.dead, bytes.data() + sizeof(at));
   PutBits(record.reversed, bytes.data() + sizeof(at) + BitmapBytes(stretches));
@@ -392,6 +400,7 @@ std::optional<ManifestRecord> DecodeManifestRecord(const NvmeGeometry& geometry,
   record.segment = segment;
   record.freed = (at.flags & kFlagFreed) != 0;
   record.durable_pages = at.durable_pages;
+  record.newest_generation = at.newest_generation;
   record.dead = GetBits(stretches, bytes.data() + sizeof(at));
   record.reversed = GetBits(stretches, bytes.data() + sizeof(at) + BitmapBytes(stretches));
   return record;

@@ -29,6 +29,9 @@ namespace terrace {
 // A segment is written front to back and reused as a whole. Generations grow by one a group over
 // the life of a tier; the generation of its first group names one use of a segment, so whatever an
 // older use left behind is told apart, and what a tier that was started afresh left by its epoch.
+// A process that died may have left groups that nobody saw since, under generations that are given
+// out again. They are told apart by stamps: each group names the one before it, and what follows
+// another group than it did when it was written is not taken.
 inline constexpr uint32_t kNvmeFormatVersion = 2;
 
 struct Superblock {
@@ -80,6 +83,8 @@ struct GroupHeader {
   uint64_t segment_generation = 0;  // of the first group in this use of the segment
   uint32_t base_page = 0;           // of the header itself
   uint32_t block_count = 0;
+  uint64_t stamp = 0;           // unlike that of any other group that was ever written
+  uint64_t previous_stamp = 0;  // of the group before it in this use of the segment; 0: the first
 };
 
 // Bytes of a header without its padding.
@@ -148,6 +153,8 @@ struct ManifestRecord {
   SegmentIndex segment{};
   bool freed = false;          // nothing of this use is live
   uint32_t durable_pages = 0;  // so much of the data is known to have been synced
+  // The newest group that the marks speak of. Later ones may lie where marked ones were lost.
+  uint64_t newest_generation = 0;
   // [geometry.stretches()], by the stretch where the block starts.
   std::vector<bool> dead;      // the block was dropped or lost
   std::vector<bool> reversed;  // its retention is the other one than in its group record

@@ -5,14 +5,10 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "io/aligned_buffer.h"
+#include "io/check.h"
 
 namespace terrace {
 namespace {
-
-// Groups that no walk saw may be newer than all that were seen. New groups must be newer still, or
-// those would pass for their successors when their segment is used again. More than a tier has
-// groups.
-constexpr uint64_t kHiddenGenerations = uint64_t{1} << 32;
 
 class Recovery {
  public:
@@ -29,6 +25,8 @@ class Recovery {
         reader_, geometry_, nvme_.epoch(),
         [this](const SegmentSurvey& survey, const SegmentBytes&) {
           newest_generation_ = std::max(newest_generation_, survey.newest_generation);
+          report_.damaged_manifests += survey.damaged_copies;
+          if (survey.marks_in_one_copy) nvme_.RestoreInOneCopy(survey.segment);
           if (survey.use == SegmentSurvey::Use::kFree) {
             nvme_.RestoreFree(survey.segment, survey.generation, survey.manifest.version);
           } else {
@@ -50,7 +48,7 @@ class Recovery {
         return status;
       }
     }
-    nvme_.RestoreGeneration(newest_generation_ + kHiddenGenerations);
+    nvme_.RestoreGeneration(newest_generation_);
     nvme_.ReopenNewest();
     return report_;
   }
@@ -64,6 +62,7 @@ class Recovery {
     restored.used_pages = survey.durable_pages;
     restored.durable_pages = survey.durable_pages;
     restored.manifest_version = survey.manifest.version;
+    restored.newest_generation = survey.newest_generation;
     if (survey.manifest.segment_generation == survey.generation) {
       restored.dead = survey.manifest.dead;
       restored.reversed = survey.manifest.reversed;
@@ -81,6 +80,8 @@ class Recovery {
     report_.damaged_pages += walk.damaged_pages;
     report_.verified_bytes += walk.verified_bytes;
     restored.used_pages = std::max(walk.used_pages, survey.durable_pages);
+    restored.newest_generation = std::max(survey.newest_generation, walk.newest_generation);
+    restored.last_stamp = walk.last_stamp;
     nvme_.Restore(restored);
     std::vector<absl::Span<const std::byte>> headers;
     std::vector<PageIndex> bases;
@@ -126,20 +127,25 @@ class Recovery {
       const GroupRecord record = group.record(i - 1);
       if (!record.valid) continue;
       const uint64_t page = group.block_page(geometry_, i - 1);
+      const PageIndex place{static_cast<uint32_t>(page)};
+      if (!survey.MarksHold(group.group())) nvme_.ForgetMarks(place);
       // A block that was dropped hides the older copies of it.
-      if (survey.Dead(geometry_, page)) {
+      if (survey.Dead(geometry_, group.group(), page)) {
         dropped_.insert(record.id);
         continue;
       }
-      if (dropped_.contains(record.id)) continue;
-      const PageIndex place{static_cast<uint32_t>(page)};
+      // What a newer copy or its drop hides must stay so when the segment of that one is gone.
+      if (dropped_.contains(record.id) || placement_.directory().Find(record.id) != kNoEntry) {
+        nvme_.MarkDead(place);
+        continue;
+      }
       const KeyIndex key = record.key ? key_index_(*record.key) : kNoKey;
       if (record.key && key == kNoKey) {  // there are too many keys
         dropped_.insert(record.id);
         continue;
       }
-      const Retention retention = survey.RetentionOf(geometry_, page, record);
-      if (!placement_.RecoverBlock(record.id, place, retention, key)) continue;
+      const Retention retention = survey.RetentionOf(geometry_, group.group(), page, record);
+      TERRACE_CHECK(placement_.RecoverBlock(record.id, place, retention, key));
       std::copy(record.checksums.begin(), record.checksums.end(),
                 nvme_.checksums(place, geometry_.pages_per_block).begin());
       if (record.key) nvme_.seal(place) = record.seal;

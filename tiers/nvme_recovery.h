@@ -17,7 +17,9 @@ struct RecoveryReport {
   uint64_t unsealed_segments = 0;  // walked, group by group
   uint64_t torn_groups = 0;        // not promised by any Flush, and not whole
   uint64_t damaged_pages = 0;      // promised, and of no group that could be read
+  uint64_t damaged_manifests = 0;  // copies of a segment's record; the other one served, if whole
   uint64_t verified_bytes = 0;     // of groups that might have been torn
+  uint64_t missing_bytes = 0;      // the file had been cut short; set by the manager
   double seconds = 0;
 };
 

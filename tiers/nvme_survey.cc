@@ -1,6 +1,7 @@
 #include "tiers/nvme_survey.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "io/aligned_buffer.h"
 
@@ -40,30 +41,65 @@ absl::Status NvmeReader::Read(absl::Span<Piece> pieces) {
   return absl::OkStatus();
 }
 
-bool SegmentSurvey::Dead(const NvmeGeometry& geometry, uint64_t page) const {
-  return ManifestHolds() && manifest.dead[StretchOf(geometry, segment, page)];
+bool SegmentSurvey::Dead(const NvmeGeometry& geometry, const GroupHeader& group,
+                         uint64_t page) const {
+  return MarksHold(group) && manifest.dead[StretchOf(geometry, segment, page)];
 }
 
-Retention SegmentSurvey::RetentionOf(const NvmeGeometry& geometry, uint64_t page,
-                                     const GroupRecord& record) const {
-  if (!ManifestHolds() || !manifest.reversed[StretchOf(geometry, segment, page)]) {
+Retention SegmentSurvey::RetentionOf(const NvmeGeometry& geometry, const GroupHeader& group,
+                                     uint64_t page, const GroupRecord& record) const {
+  if (!MarksHold(group) || !manifest.reversed[StretchOf(geometry, segment, page)]) {
     return record.retention;
   }
   return record.retention == Retention::kOwned ? Retention::kCached : Retention::kOwned;
 }
 
+uint64_t EpochOf(absl::Span<const std::byte> record) {
+  constexpr size_t kEpochOffset = 16;
+  uint64_t epoch = 0;
+  std::memcpy(&epoch, record.data() + kEpochOffset, sizeof(epoch));
+  return epoch;
+}
+
+bool ManifestIsDamaged(const NvmeGeometry& geometry, SegmentIndex segment,
+                       absl::Span<const std::byte> copy) {
+  if (copy.empty()) return true;
+  return !DecodeManifestRecord(geometry, EpochOf(copy), segment, copy) && !Blank(copy);
+}
+
+namespace {
+
+bool SayTheSame(const ManifestRecord& a, const ManifestRecord& b) {
+  return a.segment_generation == b.segment_generation && a.freed == b.freed && a.dead == b.dead &&
+         a.reversed == b.reversed;
+}
+
+// Takes the newest of the copies.
+void TakeManifest(const NvmeGeometry& geometry, uint64_t epoch, const SegmentBytes& bytes,
+                  SegmentSurvey& survey) {
+  ManifestRecord& newest = survey.manifest;
+  std::optional<ManifestRecord> other;
+  for (const absl::Span<const std::byte> copy : bytes.manifest) {
+    if (ManifestIsDamaged(geometry, survey.segment, copy)) ++survey.damaged_copies;
+    std::optional<ManifestRecord> record =
+        DecodeManifestRecord(geometry, epoch, survey.segment, copy);
+    if (record && record->version > newest.version) std::swap(newest, *record);
+    if (record && record->version > 0) other = *std::move(record);
+  }
+  const auto is_set = [](bool mark) { return mark; };
+  const bool says_something = newest.freed ||
+                              std::any_of(newest.dead.begin(), newest.dead.end(), is_set) ||
+                              std::any_of(newest.reversed.begin(), newest.reversed.end(), is_set);
+  survey.marks_in_one_copy = says_something && !(other && SayTheSame(*other, newest));
+}
+
+}  // namespace
+
 SegmentSurvey Survey(const NvmeGeometry& geometry, uint64_t epoch, SegmentIndex segment,
                      const SegmentBytes& bytes) {
   SegmentSurvey survey;
   survey.segment = segment;
-  for (const absl::Span<const std::byte> copy : bytes.manifest) {
-    std::optional<ManifestRecord> record = DecodeManifestRecord(geometry, epoch, segment, copy);
-    if (!record) {
-      survey.manifest_damaged = survey.manifest_damaged || copy.empty() || !Blank(copy);
-    } else if (record->version > survey.manifest.version) {
-      survey.manifest = *std::move(record);
-    }
-  }
+  TakeManifest(geometry, epoch, bytes, survey);
   const std::optional<FooterView> footer = DecodeFooter(geometry, epoch, segment, bytes.footer);
   std::optional<GroupView> first = GroupView::Decode(geometry, epoch, bytes.header);
   if (first && first->group().base_page != geometry.SegmentPage(segment)) first.reset();
@@ -72,7 +108,8 @@ SegmentSurvey Survey(const NvmeGeometry& geometry, uint64_t epoch, SegmentIndex 
   const bool freed = survey.manifest.freed;
   const uint64_t footer_use = footer ? footer->footer.segment_generation : 0;
   const uint64_t first_use = first ? first->group().segment_generation : 0;
-  survey.newest_generation = std::max({manifest_use, footer_use, first_use});
+  survey.newest_generation =
+      std::max({manifest_use, survey.manifest.newest_generation, footer_use, first_use});
   for (const GroupView& group : footer ? footer->groups : std::vector<GroupView>()) {
     survey.newest_generation = std::max(survey.newest_generation, group.group().generation);
   }
@@ -137,6 +174,13 @@ absl::Status SurveySegments(
   return absl::OkStatus();
 }
 
+bool Follows(const GroupHeader& group, uint64_t page, uint64_t use,
+             const std::optional<GroupHeader>& last, bool adjacent) {
+  if (group.base_page != page || group.segment_generation != use) return false;
+  if (adjacent) return group.previous_stamp == (last ? last->stamp : 0);
+  return !last || group.generation > last->generation;
+}
+
 absl::StatusOr<SegmentWalk> WalkSegment(NvmeReader& reader, const NvmeGeometry& geometry,
                                         uint64_t epoch, const SegmentSurvey& survey) {
   const size_t header_bytes = size_t{geometry.header_pages} * kPageBytes;
@@ -145,7 +189,7 @@ absl::StatusOr<SegmentWalk> WalkSegment(NvmeReader& reader, const NvmeGeometry& 
   if (!buffer.ok()) return buffer.status();
   SegmentWalk walk;
   const uint64_t start = geometry.SegmentPage(survey.segment);
-  uint64_t last_generation = 0;
+  std::optional<GroupHeader> last;
   for (uint32_t at = 0; at + geometry.group_pages(1) <= geometry.data_pages();) {
     const bool durable = at < survey.durable_pages;
     const uint32_t pages =
@@ -155,10 +199,10 @@ absl::StatusOr<SegmentWalk> WalkSegment(NvmeReader& reader, const NvmeGeometry& 
     if (absl::Status status = reader.Read(absl::MakeSpan(&piece, 1)); !status.ok()) return status;
     std::optional<GroupView> view;
     if (piece.readable) view = GroupView::Decode(geometry, epoch, piece.bytes.first(header_bytes));
-    const bool belongs = view && view->group().base_page == start + at &&
-                         view->group().segment_generation == survey.generation &&
-                         view->group().generation > last_generation;
-    if (!belongs) {
+    const bool adjacent = at == walk.used_pages;
+    const bool belongs =
+        view && Follows(view->group(), start + at, survey.generation, last, adjacent);
+    if (!belongs || (!adjacent && !durable)) {
       if (!durable) break;
       ++walk.damaged_pages;
       ++at;
@@ -181,12 +225,17 @@ absl::StatusOr<SegmentWalk> WalkSegment(NvmeReader& reader, const NvmeGeometry& 
         break;
       }
     }
-    last_generation = view->group().generation;
+    last = view->group();
     walk.groups.push_back(
         {.page = start + at, .header = {view->bytes().begin(), view->bytes().end()}});
     at += group_pages;
     walk.used_pages = at;
   }
+  if (last) {
+    walk.last_stamp = last->stamp;
+    walk.newest_generation = last->generation;
+  }
+  if (walk.used_pages < survey.durable_pages) walk.last_stamp.reset();
   return walk;
 }
 

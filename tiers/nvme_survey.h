@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -46,18 +47,28 @@ struct SegmentSurvey {
   uint64_t newest_generation = 0;  // that any record in the segment names
   // The newest whole copy; version 0 where there is none. Its marks hold if it speaks of this use.
   ManifestRecord manifest;
-  bool manifest_damaged = false;  // a copy is neither whole nor blank
-  uint32_t durable_pages = 0;     // so much must be there
+  uint32_t damaged_copies = 0;     // of the manifest record: neither whole nor blank
+  bool marks_in_one_copy = false;  // what the newest copy says is not in the other one
+  uint32_t durable_pages = 0;      // so much must be there
 
-  bool Dead(const NvmeGeometry& geometry, uint64_t page) const;
-  Retention RetentionOf(const NvmeGeometry& geometry, uint64_t page,
-                        const GroupRecord& record) const;
-
- private:
-  bool ManifestHolds() const {
-    return manifest.version > 0 && manifest.segment_generation == generation;
+  // Whether the manifest's marks speak of a group.
+  bool MarksHold(const GroupHeader& group) const {
+    return manifest.version > 0 && manifest.segment_generation == generation &&
+           group.generation <= manifest.newest_generation;
   }
+  // `page`: where a block of the group starts.
+  bool Dead(const NvmeGeometry& geometry, const GroupHeader& group, uint64_t page) const;
+  Retention RetentionOf(const NvmeGeometry& geometry, const GroupHeader& group, uint64_t page,
+                        const GroupRecord& record) const;
 };
+
+// The epoch that a record names, which an earlier tier in the same place may have left.
+// `record`: a page at least.
+uint64_t EpochOf(absl::Span<const std::byte> record);
+// Whether a copy of a manifest record could not be read, or is neither blank nor whole. One that an
+// earlier tier left in the same place is whole.
+bool ManifestIsDamaged(const NvmeGeometry& geometry, SegmentIndex segment,
+                       absl::Span<const std::byte> copy);
 
 // The bytes that a survey is made from. A span is empty where they could not be read.
 struct SegmentBytes {
@@ -82,10 +93,19 @@ struct SegmentWalk {
   };
   std::vector<Group> groups;
   uint32_t used_pages = 0;
+  // Of the last group; 0 when there is none, nullopt when what must be behind it cannot be read.
+  std::optional<uint64_t> last_stamp = 0;
+  uint64_t newest_generation = 0;
   uint32_t torn_groups = 0;    // whose data is not what their header says; the walk ended there
   uint32_t damaged_pages = 0;  // that must be there and belong to no group
   uint64_t verified_bytes = 0;
 };
+
+// Whether the group at `page` comes next in a walk through a use of a segment. `last`: the group
+// that was found before it, if one was. `adjacent`: that one ends at `page`. Behind pages that
+// could not be read a group is taken for its generation, which is safe only among durable ones.
+bool Follows(const GroupHeader& group, uint64_t page, uint64_t use,
+             const std::optional<GroupHeader>& last, bool adjacent);
 
 // Walks a segment from group to group, and verifies the data of those that are not known to be
 // durable. Ends at the first of them that is torn, stale or of another use: it was never promised.

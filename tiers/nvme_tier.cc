@@ -11,9 +11,10 @@ constexpr size_t kSectorBytes = 512;  // what a disk writes whole or not at all
 
 }  // namespace
 
-NvmeTier::NvmeTier(const NvmeGeometry& geometry, uint64_t epoch)
+NvmeTier::NvmeTier(const NvmeGeometry& geometry, uint64_t epoch, uint64_t session)
     : geometry_(geometry),
       epoch_(epoch),
+      session_(session),
       stretches_(geometry.stretches()),
       manifest_tears_(ManifestRecordBytes(stretches_) > kSectorBytes),
       segments_(geometry.segment_count),
@@ -63,15 +64,27 @@ PageIndex NvmeTier::append_limit() const {
   return PageIndex{static_cast<uint32_t>(append_point()) + open_pages_left()};
 }
 
-uint64_t NvmeTier::FinishGroup(uint32_t blocks) {
+GroupHeader NvmeTier::FinishGroup(uint32_t blocks) {
   const uint32_t pages = geometry_.group_pages(blocks);
   TERRACE_CHECK(pages <= open_pages_left());
   Draft* const draft = DraftOf(*open_);
   TERRACE_CHECK(draft != nullptr);
   AddToDraft(*draft, append_point(), GroupHeaderBytes(geometry_, blocks));
-  At(*open_).used_pages += pages;
+  Segment& segment = At(*open_);
+  // Generations repeat after a crash, and then the session is another one.
+  const GroupHeader group = {.epoch = epoch_,
+                             .generation = next_generation_,
+                             .segment_generation = segment.generation,
+                             .base_page = static_cast<uint32_t>(append_point()),
+                             .block_count = blocks,
+                             .stamp = session_ + next_generation_,
+                             .previous_stamp = *segment.last_stamp};
+  segment.used_pages += pages;
+  segment.newest_generation = group.generation;
+  segment.last_stamp = group.stamp;
   Use(pages);
-  return next_generation_++;
+  ++next_generation_;
+  return group;
 }
 
 void NvmeTier::AddToDraft(Draft& draft, PageIndex base, size_t bytes) {
@@ -137,6 +150,8 @@ bool NvmeTier::OpenNextSegment() {
   segment.syncing_pages = 0;  // a sync that was in flight when the last draft went left it
   segment.marked_pages = 0;
   segment.generation = next_generation_;
+  segment.newest_generation = 0;
+  segment.last_stamp = 0;
   const size_t first = FirstStretch(index);
   std::fill_n(dead_.begin() + first, stretches_, false);
   std::fill_n(reversed_.begin() + first, stretches_, false);
@@ -177,12 +192,19 @@ BlockSeal& NvmeTier::seal(PageIndex page) {
 
 void NvmeTier::MarkDead(PageIndex page) {
   dead_[Stretch(page)] = true;
+  ++At(SegmentAt(page)).changes;
   ManifestChanged(SegmentAt(page));
 }
 
 void NvmeTier::ReverseRetention(PageIndex page) {
   reversed_[Stretch(page)] = !reversed_[Stretch(page)];
+  ++At(SegmentAt(page)).changes;
   ManifestChanged(SegmentAt(page));
+}
+
+void NvmeTier::ForgetMarks(PageIndex page) {
+  dead_[Stretch(page)] = false;
+  reversed_[Stretch(page)] = false;
 }
 
 void NvmeTier::RemoveWriter(PageIndex page) {
@@ -208,9 +230,7 @@ void NvmeTier::Retire(SegmentIndex index) {
   free_.push_back(index);
   used_pages_ -= segment.used_pages + geometry_.footer_pages;
   segment.phase = SegmentPhase::kDraining;
-  if (segment.blocks > 0) return;
-  segment.phase = SegmentPhase::kFreeing;
-  QueueManifest(index);
+  if (segment.blocks == 0) Drained(index);
 }
 
 void NvmeTier::VisitFree(absl::FunctionRef<void(SegmentIndex)> visit) const {
@@ -230,8 +250,16 @@ void NvmeTier::Restore(const Restored& restored) {
   segment.marked_pages = restored.durable_pages;
   segment.manifest_version = restored.manifest_version;
   const size_t first = FirstStretch(restored.segment);
-  std::copy(restored.dead.begin(), restored.dead.end(), dead_.begin() + first);
-  std::copy(restored.reversed.begin(), restored.reversed.end(), reversed_.begin() + first);
+  segment.newest_generation = restored.newest_generation;
+  segment.last_stamp = restored.last_stamp;
+  // Marks behind the end are of groups that were lost. A block that ends before it starts in a
+  // stretch that does so as well.
+  const uint32_t marked = restored.used_pages / geometry_.pages_per_block;
+  const auto count = [&](const std::vector<bool>& marks) {
+    return static_cast<std::ptrdiff_t>(std::min<size_t>(marked, marks.size()));
+  };
+  std::copy_n(restored.dead.begin(), count(restored.dead), dead_.begin() + first);
+  std::copy_n(restored.reversed.begin(), count(restored.reversed), reversed_.begin() + first);
   Use(restored.used_pages + geometry_.footer_pages);
   sealed_.push_back(restored.segment);
 }
@@ -258,18 +286,15 @@ bool NvmeTier::RestoreHeaders(SegmentIndex segment,
   return true;
 }
 
-bool NvmeTier::MarkedBehindEnd(SegmentIndex segment) const {
-  const size_t first = FirstStretch(segment);
-  for (size_t i = first + At(segment).used_pages / geometry_.pages_per_block;
-       i < first + stretches_; ++i) {
-    if (dead_[i] || reversed_[i]) return true;
-  }
-  return false;
+void NvmeTier::RestoreInOneCopy(SegmentIndex segment) {
+  At(segment).changes = At(segment).recorded = 1;
+  At(segment).in_one_copy = true;
+  one_copy_.push_back(segment);
 }
 
 void NvmeTier::ReopenNewest() {
   if (sealed_.empty() || At(sealed_.back()).phase != SegmentPhase::kSealSync) return;
-  if (MarkedBehindEnd(sealed_.back())) return;
+  if (!At(sealed_.back()).last_stamp) return;
   open_ = sealed_.back();
   sealed_.pop_back();
   awaiting_.erase(std::find(awaiting_.begin(), awaiting_.end(), *open_));

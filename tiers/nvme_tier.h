@@ -26,11 +26,13 @@ namespace terrace {
 //   kSealed    may be evicted
 //   kDraining  evicted; the blocks that are kept are being rewritten elsewhere
 //   kDrainSync waits for a sync that makes their new places durable
+//   kDrained   waits until all that were evicted before it are kFree
 //   kFreeing   the manifest record that it is free is due, or being written
 //   kFreeSync  waits for a sync that makes that record durable; then kFree
 //
 // So no power cut can find a kept block neither here nor there, nor take what an older use left for
-// the newer one.
+// the newer one, nor bring back a block that moved here from a segment that is not free yet, and
+// was dropped here.
 enum class SegmentPhase : uint8_t {
   kFree,
   kOpen,
@@ -40,6 +42,7 @@ enum class SegmentPhase : uint8_t {
   kSealed,
   kDraining,
   kDrainSync,
+  kDrained,
   kFreeing,
   kFreeSync,
 };
@@ -59,7 +62,8 @@ struct UpkeepTask {
 // Thread-compatible, and sized once.
 class NvmeTier {
  public:
-  NvmeTier(const NvmeGeometry& geometry, uint64_t epoch);
+  // `session`: drawn at random by each process, so that its groups are like those of no other.
+  NvmeTier(const NvmeGeometry& geometry, uint64_t epoch, uint64_t session = 0);
 
   const NvmeGeometry& geometry() const { return geometry_; }
   uint64_t epoch() const { return epoch_; }
@@ -78,10 +82,8 @@ class NvmeTier {
   PageIndex append_point() const;
   // The page after the open segment's data.
   PageIndex append_limit() const;
-  // Moves the append point past a group of so many blocks, and stamps it.
-  uint64_t FinishGroup(uint32_t blocks);
-  // Of the use of the segment that `page` is in.
-  uint64_t segment_generation(PageIndex page) const { return At(SegmentAt(page)).generation; }
+  // Moves the append point past a group of so many blocks; what its header says.
+  GroupHeader FinishGroup(uint32_t blocks);
   // Keeps the encoded header of a finished group for the footer.
   void KeepHeader(PageIndex base, absl::Span<const std::byte> header);
   void SealOpenSegment();
@@ -109,6 +111,8 @@ class NvmeTier {
   // What the group record of a block says holds no more, which the manifest has to tell.
   void MarkDead(PageIndex page);
   void ReverseRetention(PageIndex page);
+  // Of a block that was found on the device, and that the restored marks do not speak of.
+  void ForgetMarks(PageIndex page);
 
   // Transfers in flight; a segment is not written again before both have ended.
   void AddReader(PageIndex page) { ++At(SegmentAt(page)).readers; }
@@ -147,6 +151,8 @@ class NvmeTier {
   bool Synced(uint64_t number) const { return syncs_done_ >= number; }
   // Asks for a record of how much of the open segment is durable, if that has changed.
   void RequestMark();
+  // Writes what the last records say to their other copies as well, where they do not say it yet.
+  void RequestCopies();
   // A segment of this generation or an older one waits for its footer.
   bool FooterPending(uint64_t generation) const;
   ManifestRecord manifest_record(SegmentIndex segment) const;
@@ -163,6 +169,9 @@ class NvmeTier {
     uint64_t manifest_version = 0;  // 0: no record
     std::vector<bool> dead;         // as ManifestRecord; may be empty
     std::vector<bool> reversed;
+    uint64_t newest_generation = 0;  // that is known of it
+    // Of the last group of an unsealed one that can go on; 0 where it has none.
+    std::optional<uint64_t> last_stamp;
   };
   void Restore(const Restored& segment);
   // A segment that is not in use, but has been.
@@ -171,8 +180,9 @@ class NvmeTier {
   // there are too many of them.
   bool RestoreHeaders(SegmentIndex segment, absl::Span<const absl::Span<const std::byte>> headers,
                       absl::Span<const PageIndex> bases);
-  // The newest segment goes on where it ended if it was not sealed, unless its manifest marks
-  // places behind that: their groups were lost, and others would inherit the marks. Last of all.
+  // What the manifest says of the segment is in one of its copies only.
+  void RestoreInOneCopy(SegmentIndex segment);
+  // The newest segment goes on where it ended if it can. Last of all.
   void ReopenNewest();
   void RestoreGeneration(uint64_t last) { next_generation_ = last + 1; }
 
@@ -193,9 +203,15 @@ class NvmeTier {
     uint32_t readers = 0;
     uint32_t writers = 0;
     uint32_t durable_pages = 0;
-    uint32_t syncing_pages = 0;  // durable with the sync in flight
-    uint32_t marked_pages = 0;   // durable_pages in the last record
-    uint64_t generation = 0;     // of this use, or the last one; 0: never used
+    uint32_t syncing_pages = 0;          // durable with the sync in flight
+    uint32_t marked_pages = 0;           // durable_pages in the last record
+    uint64_t generation = 0;             // of this use, or the last one; 0: never used
+    uint64_t newest_generation = 0;      // of its groups
+    std::optional<uint64_t> last_stamp;  // of the last group, or 0; nullopt: nothing can follow
+    uint64_t changes = 0;                // of what a record says besides durable pages
+    uint64_t recorded = 0;               // of these, those in the last record
+    uint64_t recorded_before = 0;        // and in the one before, which is the other copy
+    bool in_one_copy = false;            // is in one_copy_
     uint64_t manifest_version = 0;
     uint64_t manifest_sync = 0;  // the sync that makes the last record durable
     uint64_t sync = 0;           // the sync that a phase waits for
@@ -222,7 +238,6 @@ class NvmeTier {
   // Where entries_ keeps the block at `page`: blocks start in different stretches.
   size_t Stretch(PageIndex page) const;
   size_t FirstStretch(SegmentIndex segment) const;
-  bool MarkedBehindEnd(SegmentIndex segment) const;
   PageIndex SegmentStart(SegmentIndex segment) const {
     return PageIndex{static_cast<uint32_t>(geometry_.SegmentPage(segment))};
   }
@@ -230,6 +245,7 @@ class NvmeTier {
   void AwaitSync(SegmentIndex segment, SegmentPhase phase, bool hurry);
   void Written(SegmentIndex segment);
   void Drained(SegmentIndex segment);
+  void FreeDrained();
   void QueueManifest(SegmentIndex segment);
   bool MayStart(const UpkeepTask& task) const;
   void ManifestChanged(SegmentIndex segment);
@@ -239,6 +255,7 @@ class NvmeTier {
 
   const NvmeGeometry geometry_;
   uint64_t epoch_;
+  const uint64_t session_;
   const uint32_t stretches_;
   const bool manifest_tears_;  // a power cut may leave a part of a record
   std::vector<Segment> segments_;
@@ -258,6 +275,7 @@ class NvmeTier {
   std::deque<UpkeepTask> due_;          // manifest records and footers
   std::vector<SegmentIndex> awaiting_;  // those in a phase that waits for a sync
   std::vector<SegmentIndex> changed_;   // manifest_stale, and neither queued nor free
+  std::vector<SegmentIndex> one_copy_;  // whose last record may say what its other copy does not
   size_t manifest_pending_ = 0;         // queued or in flight
   size_t upkeep_in_flight_ = 0;
   uint64_t syncs_started_ = 0;

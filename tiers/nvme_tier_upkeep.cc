@@ -20,6 +20,33 @@ void NvmeTier::Written(SegmentIndex segment) {
   RequestManifest();  // the same sync makes it durable, or the one after it
 }
 
+// The record that a segment is free must not become durable before those of all that were evicted
+// before it. A block that was moved from one of these to this one and was dropped here would come
+// back with its old place, which only the mark here hides.
+void NvmeTier::Drained(SegmentIndex index) {
+  At(index).phase = SegmentPhase::kDrained;
+  FreeDrained();
+}
+
+// Segments were evicted in the order of the free list; those that were opened since were free.
+void NvmeTier::FreeDrained() {
+  const auto first = std::find_if(free_.begin(), free_.end(), [this](SegmentIndex segment) {
+    return At(segment).phase != SegmentPhase::kFree;
+  });
+  if (first == free_.end()) return;
+  Segment& segment = At(*first);
+  if (segment.phase == SegmentPhase::kDrained) {
+    segment.phase = SegmentPhase::kFreeing;
+    ++segment.changes;
+    QueueManifest(*first);
+  } else if (segment.phase == SegmentPhase::kFreeSync) {
+    const bool others_wait = std::any_of(first, free_.end(), [this](SegmentIndex waiting) {
+      return At(waiting).phase == SegmentPhase::kDrained;
+    });
+    if (others_wait) sync_wanted_ = std::max(sync_wanted_, segment.sync);
+  }
+}
+
 void NvmeTier::QueueManifest(SegmentIndex index) {
   Segment& segment = At(index);
   segment.manifest_stale = true;
@@ -56,6 +83,15 @@ void NvmeTier::RequestMark() {
   if (open_ && At(*open_).durable_pages != At(*open_).marked_pages) QueueManifest(*open_);
 }
 
+void NvmeTier::RequestCopies() {
+  for (SegmentIndex index : one_copy_) {
+    Segment& segment = At(index);
+    segment.in_one_copy = false;
+    if (segment.recorded != segment.recorded_before) QueueManifest(index);
+  }
+  one_copy_.clear();
+}
+
 bool NvmeTier::FooterPending(uint64_t generation) const {
   return std::any_of(drafts_.begin(), drafts_.end(), [&](const Draft& draft) {
     return draft.segment && draft.segment != open_ && At(*draft.segment).generation <= generation;
@@ -85,6 +121,12 @@ std::optional<UpkeepTask> NvmeTier::NextUpkeep(absl::FunctionRef<uint32_t(Segmen
       segment.manifest_writing = true;
       segment.marked_pages = segment.durable_pages;
       task.number = ++segment.manifest_version;
+      segment.recorded_before = segment.recorded;
+      segment.recorded = segment.changes;
+      if (segment.recorded != segment.recorded_before && !segment.in_one_copy) {
+        segment.in_one_copy = true;
+        one_copy_.push_back(task.segment);
+      }
     }
     ++upkeep_in_flight_;
     return task;
@@ -126,6 +168,7 @@ void NvmeTier::ManifestDone(SegmentIndex index) {
     QueueManifest(index);
   } else if (segment.phase == SegmentPhase::kFreeing) {
     AwaitSync(index, SegmentPhase::kFreeSync, /*hurry=*/false);
+    FreeDrained();
   }
 }
 
@@ -157,11 +200,11 @@ void NvmeTier::AfterSync(SegmentIndex index) {
       due_.push_back({.kind = UpkeepTask::Kind::kFooter, .segment = index});
       break;
     case SegmentPhase::kDrainSync:
-      segment.phase = SegmentPhase::kFreeing;
-      QueueManifest(index);
+      Drained(index);
       break;
     case SegmentPhase::kFreeSync:
       segment.phase = SegmentPhase::kFree;
+      FreeDrained();
       break;
     default:
       TERRACE_CHECK(false);
@@ -178,6 +221,7 @@ ManifestRecord NvmeTier::manifest_record(SegmentIndex index) const {
   record.segment = index;
   record.freed = segment.phase >= SegmentPhase::kFreeing || segment.phase == SegmentPhase::kFree;
   record.durable_pages = segment.marked_pages;
+  record.newest_generation = segment.newest_generation;
   record.dead.assign(dead_.begin() + first, dead_.begin() + first + stretches_);
   record.reversed.assign(reversed_.begin() + first, reversed_.begin() + first + stretches_);
   return record;

@@ -41,7 +41,7 @@ Placement::Placement(const PlacementOptions& options,
         std::make_unique<SlotTable>(options.slots[i], pages_per_block_, std::move(policies[i]));
   }
   if (!options.nvme) return;
-  nvme_ = std::make_unique<NvmeTier>(*options.nvme, options.epoch);
+  nvme_ = std::make_unique<NvmeTier>(*options.nvme, options.epoch, options.session);
   nvme_accepts_ = true;
   groups_.resize(kWriteGroups);
   for (WriteGroup& group : groups_) group.blocks.reserve(options.nvme->group_blocks);
@@ -91,6 +91,7 @@ Placement::PutReservation Placement::ReservePut(const BlockId& id, Retention ret
     Drop(id);
     entry = kNoEntry;
   }
+  if (entry != kNoEntry && directory_[entry].key != key) return {PutOutcome::kOtherKey, {}};
   if (entry != kNoEntry) {
     for (Pool pool : {Pool::kHbm, Pool::kDram}) {
       const SlotIndex slot = directory_[entry].slot(pool);

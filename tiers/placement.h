@@ -35,6 +35,7 @@ struct PlacementOptions {
   std::string policy = "lru";
   std::optional<NvmeGeometry> nvme;  // nullopt: no such tier
   uint64_t epoch = 0;
+  uint64_t session = 0;  // drawn at random
   // So much of an evicted segment may be hot blocks that are rewritten. Owned blocks always are.
   double hot_share = 0;
 };
@@ -85,12 +86,11 @@ struct WriteGroup {
   };
   bool in_use = false;
   bool closed = false;
-  PageIndex base = kNoPage;  // of the header
-  uint32_t capacity = 0;     // blocks that fit where it lies
-  uint32_t pending = 0;      // sources whose bytes are still on the way
-  uint32_t in_transit = 0;   // sources in the transit pool
-  uint64_t generation = 0;
-  uint64_t segment_generation = 0;
+  PageIndex base = kNoPage;   // of the header
+  uint32_t capacity = 0;      // blocks that fit where it lies
+  uint32_t pending = 0;       // sources whose bytes are still on the way
+  uint32_t in_transit = 0;    // sources in the transit pool
+  GroupHeader header;         // once it was closed
   std::vector<Block> blocks;  // capacity reserved at construction
 };
 
@@ -118,8 +118,9 @@ class Placement {
   static absl::StatusOr<std::unique_ptr<Placement>> Create(const PlacementOptions& options);
 
   // --- Put ---
-  // kLocked: the block is owned and sealed with a key that is not here.
-  enum class PutOutcome : uint8_t { kReserved, kAlreadyHere, kWait, kFull, kLocked };
+  // kOtherKey: the block is here under another key, or under none, and stays so. kLocked: it is
+  // owned and sealed with a key that is not here.
+  enum class PutOutcome : uint8_t { kReserved, kAlreadyHere, kOtherKey, kWait, kFull, kLocked };
   struct PutReservation {
     PutOutcome outcome = PutOutcome::kFull;
     Place place;
@@ -261,6 +262,7 @@ class Placement {
   Room OpenGroup();
   Room StartGroup();
   Room NextSegment();
+  Room RefillReserve();
   std::optional<SegmentIndex> Victim(absl::Span<const SegmentIndex> but) const;
   uint32_t MostRewritten(double share) const;
   void EvictSegment(SegmentIndex victim);

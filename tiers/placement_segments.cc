@@ -33,11 +33,30 @@ Room Placement::NextSegment() {
   return nvme_->OpenNextSegment() ? Room::kOk : Room::kWait;
 }
 
+// A crash leaves a segment that was being drained as it was, its successor partly full, and none
+// free. What has not moved yet moves on, before anything else takes the room for it.
+Room Placement::RefillReserve() {
+  if (!nvme_->has_open_segment()) return Room::kOk;
+  if (nvme_->free_segments() >= nvme_->reserve_segments()) return Room::kOk;
+  const std::deque<SegmentIndex>& sealed = nvme_->sealed();
+  const auto fewest =
+      std::min_element(sealed.begin(), sealed.end(), [this](SegmentIndex a, SegmentIndex b) {
+        return nvme_->owned_blocks(a) < nvme_->owned_blocks(b);
+      });
+  // Even where each block has a group of its own.
+  const uint32_t fit = nvme_->open_pages_left() / nvme_->geometry().group_pages(1);
+  if (fewest == sealed.end() || nvme_->owned_blocks(*fewest) > fit) return Room::kOk;
+  if (nvme_->phase(*fewest) == SegmentPhase::kSealed) EvictSegment(*fewest);
+  return Room::kWait;  // to start over, as after NextSegment
+}
+
 // The oldest sealed segment that has at most the share of owned blocks that hot ones may have too;
-// else the one with the fewest. Without a reserve nothing can be rewritten.
+// else the one with the fewest. Without a reserve nothing can be rewritten, nor while nothing is
+// free: then only a segment without owned blocks falls free.
 std::optional<SegmentIndex> Placement::Victim(absl::Span<const SegmentIndex> but) const {
-  const uint32_t few = MostRewritten(hot_share_);
-  const uint32_t most = MostRewritten(kMaxOwnedShare);
+  const bool room = nvme_->free_segments() + but.size() > 0;
+  const uint32_t few = room ? MostRewritten(hot_share_) : 0;
+  const uint32_t most = room ? MostRewritten(kMaxOwnedShare) : 0;
   std::optional<SegmentIndex> best;
   for (SegmentIndex segment : nvme_->sealed()) {
     if (std::find(but.begin(), but.end(), segment) != but.end()) continue;
@@ -59,7 +78,8 @@ uint32_t Placement::MostRewritten(double share) const {
 
 // REQUIRES: the victim is in kSealed.
 void Placement::EvictSegment(SegmentIndex victim) {
-  const uint32_t hot_limit = offload_allowed_ ? MostRewritten(hot_share_) : 0;
+  const bool keep_hot = offload_allowed_ && nvme_->free_segments() > 0;
+  const uint32_t hot_limit = keep_hot ? MostRewritten(hot_share_) : 0;
   uint32_t kept = nvme_->owned_blocks(victim);
   doomed_.clear();
   nvme_->VisitBlocks(victim, [&](EntryIndex entry) { doomed_.push_back(entry); });

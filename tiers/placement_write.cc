@@ -79,6 +79,7 @@ Room Placement::StartGroup() {
                                    [](const WriteGroup& group) { return !group.in_use; });
   if (unused == groups_.end()) return Room::kWait;
   const NvmeGeometry& geometry = nvme_->geometry();
+  if (const Room room = RefillReserve(); room != Room::kOk) return room;
   if (nvme_->open_pages_left() < geometry.group_pages(1)) {
     const Room room = NextSegment();
     if (room != Room::kOk) return room;
@@ -103,10 +104,9 @@ void Placement::CloseOpenGroup() {
   WriteGroup& group = groups_[*open_group_];
   // One that was opened for a block that then did not come.
   if (group.blocks.empty()) return;
-  group.generation = nvme_->FinishGroup(static_cast<uint32_t>(group.blocks.size()));
-  group.segment_generation = nvme_->segment_generation(group.base);
+  group.header = nvme_->FinishGroup(static_cast<uint32_t>(group.blocks.size()));
   group.closed = true;
-  last_generation_ = group.generation;
+  last_generation_ = group.header.generation;
   ++stats_.write_groups;
   closed_groups_.push_back(*open_group_);
   open_group_.reset();
@@ -206,7 +206,7 @@ void Placement::EndGroupBlock(WriteGroup::Block& ended, bool written) {
 
 bool Placement::WrittenUpTo(uint64_t generation) const {
   return std::none_of(groups_.begin(), groups_.end(), [&](const WriteGroup& group) {
-    return group.in_use && group.closed && group.generation <= generation;
+    return group.in_use && group.closed && group.header.generation <= generation;
   });
 }
 

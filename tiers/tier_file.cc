@@ -1,9 +1,6 @@
 #include "tiers/tier_file.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <random>
 #include <utility>
 
@@ -19,26 +16,6 @@ constexpr absl::string_view kFileName = "terrace.kv";
 bool AllZero(absl::Span<const std::byte> bytes) {
   return std::all_of(bytes.begin(), bytes.end(),
                      [](std::byte byte) { return byte == std::byte{}; });
-}
-
-// Superblock of an existing tier file, read without changing anything; nullopt when the file does
-// not exist, is empty, or was being made when its process died.
-absl::StatusOr<std::optional<Superblock>> InspectTierFile(const std::string& path) {
-  struct stat info = {};
-  if (stat(path.c_str(), &info) != 0) {
-    if (errno == ENOENT) return std::nullopt;
-    return absl::ErrnoToStatus(errno, absl::StrCat("cannot look at ", path));
-  }
-  if (S_ISREG(info.st_mode) && info.st_size == 0) return std::nullopt;
-  FileDeviceOptions options;
-  options.path = path;
-  options.read_only = true;
-  options.direct_io = false;
-  options.engine = IoEngine::kThreads;
-  absl::StatusOr<std::unique_ptr<BlockDevice>> device = OpenFileDevice(options);
-  if (!device.ok()) return device.status();
-  return ReadSuperblock(
-      [&](absl::Span<IoRequest* const> batch) { return RunBatch(**device, batch); }, path);
 }
 
 }  // namespace
@@ -93,7 +70,7 @@ absl::Status CheckReusable(absl::string_view path, const Superblock& found,
   return absl::OkStatus();
 }
 
-uint64_t DrawEpoch() {
+uint64_t DrawRandom() {
   std::random_device random;
   return (uint64_t{random()} << 32) | random();
 }
@@ -111,15 +88,25 @@ absl::StatusOr<OpenedTier> OpenTierFile(const TierManagerOptions& options,
   file.engine = options.engine;
   file.depth = options.io_depth;
 
-  absl::StatusOr<std::optional<Superblock>> found = InspectTierFile(file.path);
-  if (!found.ok()) return found.status();
   OpenedTier opened;
-  if (options.reuse && *found) {
-    const absl::Status status = CheckReusable(file.path, **found, geometry, options);
-    if (!status.ok()) return status;
+  // Under the lock, because another process may have made the tier a moment ago, or be about to.
+  file.decide_truncate = [&](BlockDevice& device, uint64_t has_bytes) -> absl::StatusOr<bool> {
+    const absl::StatusOr<std::optional<Superblock>> found = ReadSuperblock(
+        [&device](absl::Span<IoRequest* const> batch) { return RunBatch(device, batch); },
+        file.path);
+    if (!found.ok()) return found.status();
+    if (!options.reuse || !*found) return true;
+    const absl::Status usable = CheckReusable(file.path, **found, geometry, options);
+    if (!usable.ok()) return usable;
+    if (has_bytes > file.size_bytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(file.path, " has ", has_bytes, " bytes and its tier ", file.size_bytes,
+                       ": terrace fsck --repair cuts it; it was left as it was"));
+    }
     opened.found = **found;
-  }
-  file.truncate = !opened.found;
+    opened.missing_bytes = file.size_bytes - has_bytes;
+    return false;
+  };
   absl::StatusOr<std::unique_ptr<BlockDevice>> device = OpenFileDevice(file);
   if (!device.ok()) return device.status();
   opened.device = *std::move(device);

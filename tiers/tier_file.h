@@ -30,14 +30,16 @@ absl::Status CheckReusable(absl::string_view path, const Superblock& found,
 struct OpenedTier {
   std::unique_ptr<BlockDevice> device;
   std::optional<Superblock> found;  // what to recover from
+  uint64_t missing_bytes = 0;       // that the file had lost, and has again as zeros
 };
-// Opens or makes the file of the options' tier. What is no tier file, or one that these options
-// cannot use, is left as it is: kInvalidArgument. Else errors are those of OpenFileDevice.
+// Opens or makes the file of the options' tier. It is locked from before it is looked at on. What
+// is no tier file, or one that these options cannot use, is left as it is: kInvalidArgument. Else
+// errors are those of OpenFileDevice.
 absl::StatusOr<OpenedTier> OpenTierFile(const TierManagerOptions& options,
                                         const NvmeGeometry& geometry);
 
-// A new epoch makes everything that an earlier use left in a file unrecognisable.
-uint64_t DrawEpoch();
+// For epochs and sessions, which make what earlier uses left in a file recognisable as such.
+uint64_t DrawRandom();
 
 }  // namespace terrace
 

@@ -97,6 +97,19 @@ absl::Status TierManager::Put(absl::Span<const BlockWrite> blocks) {
   return absl::OkStatus();
 }
 
+absl::Status TierManager::OtherSpaceError(const BlockWrite& block) const {
+  const BlockDirectory& directory = placement_->directory();
+  const KeyIndex key = directory[directory.Find(block.id)].key;
+  const auto text = [](std::optional<uint64_t> space) {
+    return space ? absl::StrCat("in namespace ", *space) : "in no namespace";
+  };
+  return absl::AlreadyExistsError(absl::StrCat(
+      "put: block ", absl::Hex(block.id.high, absl::kZeroPad16),
+      absl::Hex(block.id.low, absl::kZeroPad16), " is put ", text(block.space), " and is here ",
+      text(key == kNoKey ? std::nullopt : std::optional(keys_.name(key).space)),
+      "; drop it first"));
+}
+
 absl::Status TierManager::PutOne(const BlockWrite& block) {
   Place place;
   absl::Span<PageChecksum> checksums;
@@ -116,6 +129,7 @@ absl::Status TierManager::PutOne(const BlockWrite& block) {
       place = reservation.place;
       if (reservation.outcome == Placement::PutOutcome::kReserved) break;
       if (reservation.outcome == Placement::PutOutcome::kAlreadyHere) return absl::OkStatus();
+      if (reservation.outcome == Placement::PutOutcome::kOtherKey) return OtherSpaceError(block);
       if (reservation.outcome == Placement::PutOutcome::kLocked) {
         return absl::FailedPreconditionError(
             "put: the block is owned and sealed with a key that is not here");

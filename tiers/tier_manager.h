@@ -31,6 +31,8 @@
 
 namespace terrace {
 
+struct OpenedTier;
+
 struct BlockWrite {
   BlockId id;
   absl::Span<const std::byte> bytes;  // [block_bytes], host memory
@@ -94,8 +96,10 @@ class TierManager {
   ~TierManager();
 
   // Stores blocks, in order; bytes are copied before it returns. A block that is known keeps its
-  // first bytes. kResourceExhausted when no room could be made for one, kFailedPrecondition when
-  // the key of its namespace is not here; those before it are stored.
+  // first bytes, and its namespace: kAlreadyExists, naming both, when it is put in another one or
+  // in none, as it would not be encrypted as this call asks. kResourceExhausted when no room could
+  // be made for one, kFailedPrecondition when the key of its namespace is not here. The blocks
+  // before one that failed are stored.
   absl::Status Put(absl::Span<const BlockWrite> blocks) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Starts bringing blocks to the target tier, all or none, and pins them there. Fails at once with
@@ -229,12 +233,13 @@ class TierManager {
   absl::Status WriteBlocking(uint64_t offset, absl::Span<const std::byte> bytes)
       ABSL_LOCKS_EXCLUDED(mu_);
   absl::StatusOr<std::optional<Superblock>> FindSuperblock() ABSL_LOCKS_EXCLUDED(mu_);
-  absl::Status Recover(uint64_t epoch) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Recover(const OpenedTier& tier) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Sync() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status RunBlocking(absl::Span<IoRequest* const> requests) ABSL_LOCKS_EXCLUDED(mu_);
 
   // tier_manager_durable.cc
   absl::Status WriteDirty() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void WriteMarks() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   template <typename Condition>
   absl::Status AwaitNvme(Condition condition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CollectUpkeep(GroupBatch& writes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -261,6 +266,7 @@ class TierManager {
   absl::Status NoRoomError(absl::string_view what, size_t needed, Pool pool) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status PutOne(const BlockWrite& block) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status OtherSpaceError(const BlockWrite& block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status FillFromCaller(const BlockWrite& block, Place place,
                               absl::Span<PageChecksum> checksums) const;
   bool AllLanded(absl::Span<const FetchItem> items) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

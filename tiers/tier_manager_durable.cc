@@ -42,6 +42,7 @@ absl::Status TierManager::Flush() {
     return found;
   }
   // A mark of how far the log is durable spares the next Open from reading it.
+  nvme.RequestCopies();
   nvme.RequestMark();
   return AwaitNvme([&] { return !nvme.manifest_pending() && !nvme.FooterPending(generation); });
 }
@@ -75,6 +76,17 @@ absl::Status TierManager::AwaitNvme(Condition condition) {
   --waiters_;
   NudgeMover();
   return nvme_error_;
+}
+
+// Makes durable what recovery has marked: stale copies, before a segment can be freed that hides
+// them. Where it fails nothing is written any more, and so nothing is freed.
+void TierManager::WriteMarks() {
+  NvmeTier& nvme = *placement_->nvme();
+  nvme.RequestManifest();
+  if (!nvme.manifest_pending()) return;
+  if (!AwaitNvme([&] { return !nvme.manifest_pending(); }).ok()) return;
+  const uint64_t sync = nvme.RequestSync();
+  AwaitNvme([&] { return nvme.Synced(sync); }).IgnoreError();
 }
 
 void TierManager::CollectUpkeep(GroupBatch& writes) {

@@ -103,13 +103,7 @@ void TierManager::PrepareGroup(size_t index) {
                                                 : memory_->Address(block.source);
     write.vectors.push_back({bytes, options_.block_bytes});
   }
-  EncodeGroupHeader(nvme.geometry(),
-                    {.epoch = nvme.epoch(),
-                     .generation = group.generation,
-                     .segment_generation = group.segment_generation,
-                     .base_page = static_cast<uint32_t>(group.base),
-                     .block_count = static_cast<uint32_t>(group.blocks.size())},
-                    records, write.header);
+  EncodeGroupHeader(nvme.geometry(), group.header, records, write.header);
   nvme.KeepHeader(group.base, write.header);
   write.request.op = IoOp::kWrite;
   write.request.offset = static_cast<uint64_t>(group.base) * kPageBytes;

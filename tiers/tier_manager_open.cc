@@ -69,7 +69,8 @@ absl::StatusOr<std::unique_ptr<TierManager>> TierManager::OpenTiers(
       if (!opened.ok()) return opened.status();
       tier = *std::move(opened);
     }
-    placement_options.epoch = DrawEpoch();
+    placement_options.epoch = DrawRandom();
+    placement_options.session = DrawRandom();
   }
   if (parts.copy_engine == nullptr) parts.copy_engine = MakeHostCopyEngine();
   auto memory = SlotMemory::Create(options.block_bytes, placement_options.slots,
@@ -89,7 +90,7 @@ absl::StatusOr<std::unique_ptr<TierManager>> TierManager::OpenTiers(
       if (!found.ok()) return found.status();
       tier.found = *found;
     }
-    status = tier.found ? manager->Recover(tier.found->epoch)
+    status = tier.found ? manager->Recover(tier)
                         : manager->StartEmpty({.geometry = *placement_options.nvme,
                                                .block_bytes = options.block_bytes,
                                                .model_fingerprint = options.model_fingerprint,
@@ -246,7 +247,7 @@ absl::StatusOr<std::optional<Superblock>> TierManager::FindSuperblock() {
   return found;
 }
 
-absl::Status TierManager::Recover(uint64_t epoch) {
+absl::Status TierManager::Recover(const OpenedTier& tier) {
   const absl::Time start = absl::Now();
   // Nobody else knows this manager yet, so the lock protects nothing while it is let go for I/O.
   Placement* placement = nullptr;
@@ -256,7 +257,7 @@ absl::Status TierManager::Recover(uint64_t epoch) {
     recovering_ = true;
     placement = &*placement_;
     keys = &keys_;
-    placement->nvme()->SetEpoch(epoch);
+    placement->nvme()->SetEpoch(tier.found->epoch);
   }
   NvmeReader reader([this](absl::Span<IoRequest* const> batch) { return RunBlocking(batch); });
   absl::StatusOr<RecoveryReport> report = RecoverNvme(
@@ -273,6 +274,8 @@ absl::Status TierManager::Recover(uint64_t epoch) {
   absl::MutexLock lock(&mu_);
   recovering_ = false;
   recovery_ = *report;
+  recovery_.missing_bytes = tier.missing_bytes;
+  WriteMarks();
   recovery_.seconds = absl::ToDoubleSeconds(absl::Now() - start);
   StartTransfers();
   return absl::OkStatus();

@@ -46,7 +46,9 @@ NvmeHealth TierManager::Health() const {
   const bool faults = faults_.failed_reads + faults_.corrupt_reads + faults_.unopened_blocks +
                           faults_.failed_writes + faults_.failed_syncs >
                       0;
-  return faults ? NvmeHealth::kDegraded : NvmeHealth::kHealthy;
+  const bool damage =
+      recovery_.damaged_pages + recovery_.damaged_manifests + recovery_.missing_bytes > 0;
+  return faults || damage ? NvmeHealth::kDegraded : NvmeHealth::kHealthy;
 }
 
 }  // namespace terrace

@@ -2,6 +2,7 @@
 #define TERRACE_TOOLS_COMMAND_H_
 
 #include <cerrno>
+#include <cmath>
 #include <cstdlib>
 #include <string>
 
@@ -25,6 +26,12 @@ inline std::string CheckUnsigned(const std::string& text) {
   errno = 0;
   std::strtoull(text.c_str(), nullptr, 0);
   return errno == ERANGE ? "is " + text + ", expected at most 2^64 - 1" : std::string();
+}
+
+// A check for an option with a floating-point target and a CLI::Range, which lets "nan" pass.
+inline std::string CheckNotNan(const std::string& text) {
+  return std::isnan(std::strtod(text.c_str(), nullptr)) ? "is " + text + ", expected a number"
+                                                        : std::string();
 }
 
 }  // namespace terrace

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -27,13 +28,30 @@ struct FsckArguments {
   std::string json;
 };
 
-// `size_bytes` 0 takes the file as it is; more makes a shorter one so long.
-absl::StatusOr<std::unique_ptr<BlockDevice>> Open(const FsckArguments& arguments,
-                                                  uint64_t size_bytes) {
+// Takes the file as it is.
+absl::StatusOr<std::unique_ptr<BlockDevice>> Open(const FsckArguments& arguments) {
   FileDeviceOptions options;
   options.path = TierFilePath(arguments.dir);
-  options.size_bytes = size_bytes;
   options.read_only = !arguments.repair;
+  return OpenFileDevice(options);
+}
+
+// Gives the file the size of the tier that it holds, unless that is another tier by now.
+absl::StatusOr<std::unique_ptr<BlockDevice>> OpenInFullSize(const FsckArguments& arguments,
+                                                            const Superblock& tier) {
+  FileDeviceOptions options;
+  options.path = TierFilePath(arguments.dir);
+  options.size_bytes = tier.geometry.total_bytes();
+  options.cut_tail = true;
+  options.decide_truncate = [&](BlockDevice& device, uint64_t) -> absl::StatusOr<bool> {
+    const absl::StatusOr<std::optional<Superblock>> found = ReadSuperblock(
+        [&device](absl::Span<IoRequest* const> batch) { return RunBatch(device, batch); },
+        options.path);
+    if (!found.ok()) return found.status();
+    if (*found && (*found)->epoch == tier.epoch) return false;
+    return absl::UnavailableError(
+        absl::StrCat(options.path, ": another process changed it before it could be repaired"));
+  };
   return OpenFileDevice(options);
 }
 
@@ -54,12 +72,13 @@ absl::Status Repair(const FsckArguments& arguments, std::unique_ptr<BlockDevice>
                     ProgressLine& progress, FsckReport& report) {
   CheckReport plan = report.found;
   const uint64_t needs = plan.superblock.geometry.total_bytes();
-  if (device->info().size_bytes < needs) {
+  if (device->info().size_bytes != needs) {
     // A second device on the file would meet the lock of the first.
     device.reset();
-    absl::StatusOr<std::unique_ptr<BlockDevice>> longer = Open(arguments, needs);
-    if (!longer.ok()) return longer.status();
-    device = *std::move(longer);
+    absl::StatusOr<std::unique_ptr<BlockDevice>> resized =
+        OpenInFullSize(arguments, plan.superblock);
+    if (!resized.ok()) return resized.status();
+    device = *std::move(resized);
     absl::StatusOr<CheckReport> again = Check(*device, progress);
     if (!again.ok()) return again.status();
     plan = *std::move(again);
@@ -73,7 +92,7 @@ absl::Status Repair(const FsckArguments& arguments, std::unique_ptr<BlockDevice>
 
 absl::StatusOr<FsckReport> CheckTier(const FsckArguments& arguments) {
   const absl::Time start = absl::Now();
-  absl::StatusOr<std::unique_ptr<BlockDevice>> device = Open(arguments, 0);
+  absl::StatusOr<std::unique_ptr<BlockDevice>> device = Open(arguments);
   if (!device.ok()) return device.status();
   ProgressLine progress(stderr);
   FsckReport report;
@@ -98,7 +117,7 @@ ExitCode RunFsck(const FsckArguments& arguments) {
   if (arguments.dir.empty()) {
     return Complain(absl::InvalidArgumentError("--dir: is empty"), ExitCode::kBadUsage);
   }
-  OutputFile json("--json", arguments.json);
+  OutputFile json("--json", arguments.json, {TierFilePath(arguments.dir)});
   if (!json.status().ok()) return Complain(json.status(), ExitCode::kFailure);
   const absl::StatusOr<FsckReport> report = CheckTier(arguments);
   if (!report.ok()) return Complain(report.status(), ExitCode::kFailure);
@@ -121,6 +140,14 @@ ExitCode RunFsck(const FsckArguments& arguments) {
 void AddFsckCommand(CLI::App& app, std::function<ExitCode()>& run) {
   CLI::App* command = app.add_subcommand(
       "fsck", "Checks the NVMe tier in a directory, every record and every byte of its blocks");
+  command->footer(
+      "Exit status: 0 clean or mended; 1 damaged, or not checked; 2 bad usage.\n"
+      "Damaged: the report is on standard output and says DAMAGED, or STILL DAMAGED after "
+      "--repair;\n"
+      "standard error says \"N damages\"; the JSON has \"clean\": false.\n"
+      "Not checked: standard output is empty, no JSON is written (an older one stays), and\n"
+      "standard error says why: "
+      "\"locked by another process\", \"No such file or directory\", \"is not a tier file\", ...");
   command->option_defaults()->always_capture_default();
   auto arguments = std::make_shared<FsckArguments>();
   command

@@ -1,6 +1,7 @@
 #include "tools/output_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -10,7 +11,9 @@
 
 namespace terrace {
 
-OutputFile::OutputFile(absl::string_view flag, const std::string& path) : flag_(flag), path_(path) {
+OutputFile::OutputFile(absl::string_view flag, const std::string& path,
+                       const std::vector<std::string>& used)
+    : flag_(flag), path_(path) {
   if (path.empty()) return;
   constexpr int kFlags = O_WRONLY | O_CREAT | O_CLOEXEC;
   constexpr mode_t kMode = 0666;
@@ -18,14 +21,22 @@ OutputFile::OutputFile(absl::string_view flag, const std::string& path) : flag_(
   created_ = fd >= 0;
   if (fd < 0 && errno == EEXIST) fd = ::open(path.c_str(), kFlags, kMode);
   if (fd >= 0) file_ = ::fdopen(fd, "w");
-  if (file_ != nullptr) return;
-  status_ = Error("cannot open");
-  if (fd >= 0) ::close(fd);
+  if (file_ == nullptr) {
+    status_ = Error("cannot open");
+    if (fd >= 0) ::close(fd);
+    return;
+  }
+  // Only now, because a tier that was not there yet may be what was just made.
+  status_ = CheckNotUsed(flag, path, used);
+  if (!status_.ok()) Close();
 }
 
-OutputFile::~OutputFile() {
+OutputFile::~OutputFile() { Close(); }
+
+void OutputFile::Close() {
   if (file_ == nullptr) return;
   std::fclose(file_);
+  file_ = nullptr;
   if (created_) ::unlink(path_.c_str());
 }
 
@@ -42,6 +53,22 @@ absl::Status OutputFile::Write(absl::string_view text) {
 
 absl::Status OutputFile::Error(absl::string_view what) const {
   return absl::ErrnoToStatus(errno, absl::StrCat(flag_, " ", path_, ": ", what));
+}
+
+absl::Status CheckNotUsed(absl::string_view flag, const std::string& path,
+                          const std::vector<std::string>& used) {
+  struct stat output = {};
+  if (path.empty() || ::stat(path.c_str(), &output) != 0) return absl::OkStatus();
+  // What is written to a device such as /dev/null or a terminal takes nothing away.
+  if (!S_ISREG(output.st_mode) && !S_ISBLK(output.st_mode)) return absl::OkStatus();
+  for (const std::string& other : used) {
+    struct stat found = {};
+    if (other.empty() || ::stat(other.c_str(), &found) != 0) continue;
+    if (found.st_dev != output.st_dev || found.st_ino != output.st_ino) continue;
+    return absl::InvalidArgumentError(absl::StrCat(flag, " ", path, ": is the same file as ", other,
+                                                   ", which would be overwritten"));
+  }
+  return absl::OkStatus();
 }
 
 std::string JsonText(const nlohmann::ordered_json& json) {

@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -15,8 +16,10 @@ namespace terrace {
 // not is removed again when Write is never called. Thread-compatible.
 class OutputFile {
  public:
-  // `flag` is for messages. An empty path is no file: Write then does nothing.
-  OutputFile(absl::string_view flag, const std::string& path);
+  // `flag` is for messages. An empty path is no file: Write then does nothing. A path to one of the
+  // `used` files is an error.
+  OutputFile(absl::string_view flag, const std::string& path,
+             const std::vector<std::string>& used = {});
   ~OutputFile();
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
@@ -29,6 +32,7 @@ class OutputFile {
 
  private:
   absl::Status Error(absl::string_view what) const;  // with the text of errno
+  void Close();  // and removes the file again if it was not there
 
   const std::string flag_;
   const std::string path_;
@@ -36,6 +40,12 @@ class OutputFile {
   std::FILE* file_ = nullptr;
   absl::Status status_;
 };
+
+// kInvalidArgument when `path`, behind `flag`, leads to one of the `used` files: to a tier, or to
+// what is read. By what the file is, not by its name; paths that are empty or lead to nothing are
+// fine.
+absl::Status CheckNotUsed(absl::string_view flag, const std::string& path,
+                          const std::vector<std::string>& used);
 
 // Indented, with an end-of-line.
 std::string JsonText(const nlohmann::ordered_json& json);

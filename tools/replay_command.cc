@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
@@ -12,6 +13,7 @@
 #include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "nlohmann/json.hpp"
+#include "tiers/tier_file.h"
 #include "tools/byte_size.h"
 #include "tools/model_shape.h"
 #include "tools/output_file.h"
@@ -195,7 +197,9 @@ ExitCode RunCommand(const ReplayArguments& arguments) {
   if (!setup.ok()) return Complain(setup.status(), ExitCode::kBadUsage);
   const absl::Status followed = FollowProfile(arguments.profile, setup->tiers);
   if (!followed.ok()) return Complain(followed, ExitCode::kFailure);
-  OutputFile json("--json", arguments.json);
+  std::vector<std::string> used = {arguments.trace, arguments.key_file, arguments.profile};
+  if (!arguments.dir.empty()) used.push_back(TierFilePath(arguments.dir));
+  OutputFile json("--json", arguments.json, used);
   if (!json.status().ok()) return Complain(json.status(), ExitCode::kFailure);
   const absl::StatusOr<ReplayReport> report = RunReplay(*setup);
   if (!report.ok()) return Complain(report.status(), ExitCode::kFailure);
@@ -247,6 +251,7 @@ void AddTierOptions(CLI::App& command, ReplayArguments& arguments) {
       .add_option("--max-write-amplification", arguments.write_amplification,
                   "Bytes written to NVMe for a byte that is new there; above 1, blocks that were "
                   "used are kept by writing them again when their segment is evicted")
+      ->check(CLI::Validator(CheckNotNan, ""))
       ->check(CLI::Range(1.0, 8.0));
   AddByteSizeOption(command, "--nvme-daily", arguments.nvme_daily,
                     "Write so much to NVMe a day, for endurance; 0 for no limit");

@@ -98,11 +98,13 @@ std::string HealthText(const TierStats& tiers) {
   const NvmeFaults& faults = tiers.nvme_faults;
   std::string text = NvmeHealthName(tiers.nvme_health);
   if (tiers.nvme_health == NvmeHealth::kHealthy) return text;
-  return absl::StrCat(text, ": ", FormatCount(faults.failed_reads), " reads failed, ",
-                      FormatCount(faults.corrupt_reads), " brought wrong bytes, ",
-                      FormatCount(faults.mended_reads), " of these went well the second time; ",
-                      FormatCount(faults.failed_writes), " writes and ",
-                      FormatCount(faults.failed_syncs), " syncs failed");
+  absl::StrAppend(&text, ": ", FormatCount(faults.failed_reads), " reads failed, ",
+                  FormatCount(faults.corrupt_reads), " brought wrong bytes, ",
+                  FormatCount(faults.mended_reads), " of these went well the second time; ",
+                  FormatCount(faults.failed_writes), " writes and ",
+                  FormatCount(faults.failed_syncs), " syncs failed");
+  const bool damage = tiers.recovery.damaged_pages + tiers.recovery.missing_bytes > 0;
+  return damage ? absl::StrCat(text, "; it was damaged when it was reopened") : text;
 }
 
 std::string RecoveryText(const RecoveryReport& recovery) {
@@ -113,7 +115,17 @@ std::string RecoveryText(const RecoveryReport& recovery) {
   if (recovery.torn_groups > 0) {
     absl::StrAppend(&text, "; ", FormatCount(recovery.torn_groups), " unfinished writes discarded");
   }
-  if (recovery.damaged_pages > 0) absl::StrAppend(&text, "; DAMAGED, see terrace fsck");
+  if (recovery.missing_bytes > 0) {
+    absl::StrAppend(&text, "; the file had been CUT SHORT by ",
+                    FormatByteSize(recovery.missing_bytes));
+  }
+  if (recovery.damaged_manifests > 0) {
+    absl::StrAppend(&text, "; ", FormatCount(recovery.damaged_manifests),
+                    " damaged manifest copies");
+  }
+  if (recovery.damaged_pages + recovery.damaged_manifests > 0) {
+    absl::StrAppend(&text, "; DAMAGED, see terrace fsck");
+  }
   return text;
 }
 
@@ -269,7 +281,9 @@ nlohmann::ordered_json ReplayJson(const ReplayReport& report) {
                       {"unsealed_segments", tiers.recovery.unsealed_segments},
                       {"torn_groups", tiers.recovery.torn_groups},
                       {"damaged_pages", tiers.recovery.damaged_pages},
+                      {"damaged_manifests", tiers.recovery.damaged_manifests},
                       {"verified_bytes", tiers.recovery.verified_bytes},
+                      {"missing_bytes", tiers.recovery.missing_bytes},
                       {"seconds", tiers.recovery.seconds}};
   json["soak"] = {{"passes", report.soak.passes},
                   {"lost_blocks", report.soak.lost_blocks},

@@ -1,38 +1,33 @@
 #include "tools/replay_run.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
-#include <fstream>
-#include <iterator>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "io/memory_device.h"
+#include "tiers/tier_file.h"
 #include "tiers/tier_manager.h"
+#include "tools/key_file.h"
+#include "tools/output_file.h"
 #include "tools/progress.h"
 #include "tools/stop_signal.h"
 
 namespace terrace {
 namespace {
 
-absl::StatusOr<CipherKey> ReadKeyFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file) return absl::ErrnoToStatus(errno, absl::StrCat("--key-file: cannot read ", path));
-  absl::StatusOr<CipherKey> key = CipherKey::Create(
-      absl::MakeConstSpan(reinterpret_cast<const std::byte*>(text.data()), text.size()));
-  if (!key.ok()) {
-    return absl::Status(key.status().code(),
-                        absl::StrCat("--key-file: ", path, ": ", key.status().message()));
-  }
-  return key;
-}
-
 absl::StatusOr<std::unique_ptr<TierManager>> OpenTiers(const ReplaySetup& setup, bool reuse) {
+  // First, because opening may discard what the directory holds.
+  std::optional<CipherKey> key;
+  if (!setup.key_file.empty()) {
+    absl::StatusOr<CipherKey> read = ReadKeyFile(setup.key_file);
+    if (!read.ok()) return read.status();
+    key = *std::move(read);
+  }
   TierManagerOptions options = setup.tiers;
   options.reuse = reuse;
   TierManager::Parts parts;
@@ -47,12 +42,19 @@ absl::StatusOr<std::unique_ptr<TierManager>> OpenTiers(const ReplaySetup& setup,
     parts.device = *std::move(device);
   }
   absl::StatusOr<std::unique_ptr<TierManager>> tiers = TierManager::Open(options, std::move(parts));
-  if (!tiers.ok() || setup.key_file.empty()) return tiers;
-  absl::StatusOr<CipherKey> key = ReadKeyFile(setup.key_file);
-  if (!key.ok()) return key.status();
+  if (!tiers.ok() || !key) return tiers;
   const absl::Status added = (*tiers)->AddKey(ReplaySetup::kSpace, *std::move(key));
   if (!added.ok()) return added;
   return tiers;
+}
+
+// The logs are written over what they name, which must not be what the run lives on. Called once
+// the tiers are open, when their file is there.
+absl::Status CheckLogs(const ReplaySetup& setup) {
+  std::vector<std::string> used = {setup.trace_path, setup.key_file};
+  if (!setup.tiers.nvme_dir.empty()) used.push_back(TierFilePath(setup.tiers.nvme_dir));
+  const absl::Status flush_log = CheckNotUsed("--flush-log", setup.replay.flush_log, used);
+  return flush_log.ok() ? CheckNotUsed("--export-ops", setup.replay.export_ops, used) : flush_log;
 }
 
 // One pass over the trace; adds to the report.
@@ -113,6 +115,7 @@ absl::StatusOr<ReplayReport> RunReplay(const ReplaySetup& setup) {
   const ProcessUsage before = ProcessUsage::Now();
   absl::StatusOr<std::unique_ptr<TierManager>> tiers = OpenTiers(setup, setup.tiers.reuse);
   if (!tiers.ok()) return tiers.status();
+  if (absl::Status logs = CheckLogs(setup); !logs.ok()) return logs;
 
   ReplayReport report;
   report.options = setup.tiers;

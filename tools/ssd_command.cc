@@ -243,10 +243,11 @@ absl::Status EndOf(const SsdArguments& arguments, const SsdReport& report) {
 ExitCode RunSsd(const SsdArguments& arguments) {
   const absl::StatusOr<Setup> setup = MakeSetup(arguments);
   if (!setup.ok()) return Complain(setup.status(), ExitCode::kBadUsage);
-  OutputFile json("--json", arguments.json);
-  OutputFile plot("--plot", arguments.plot);
-  for (const absl::Status& status :
-       {json.status(), plot.status(), CheckProfilePath(arguments.profile)}) {
+  OutputFile json("--json", arguments.json, {arguments.file});
+  OutputFile plot("--plot", arguments.plot, {arguments.file});
+  for (const absl::Status& status : {json.status(), plot.status(),
+                                     CheckNotUsed("--profile", arguments.profile, {arguments.file}),
+                                     CheckProfilePath(arguments.profile)}) {
     if (!status.ok()) return Complain(status, ExitCode::kFailure);
   }
   const absl::StatusOr<SsdReport> report = Measure(arguments, *setup, StopOnSignals());

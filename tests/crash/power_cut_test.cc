@@ -46,11 +46,13 @@ class Round {
 
   void Run() {
     DrawTier();
-    for (uint64_t cut = 2 + Draw(3); cut > 0; --cut) {
+    // Often several processes in a row die before they have come far.
+    const bool hasty = Draw(3) == 0;
+    for (uint64_t cut = 2 + Draw(hasty ? 12 : 3); cut > 0; --cut) {
       Open(/*afresh=*/Draw(12) == 0);
       Verify();
       if (testing::Test::HasFailure()) break;
-      disk_->CutAfter(DrawRequests(), random_());
+      disk_->CutAfter(hasty && Draw(4) != 0 ? 1 + Draw(12) : DrawRequests(), random_(), Loss());
       Work();
       End();
     }
@@ -67,6 +69,9 @@ class Round {
 
  private:
   uint64_t Draw(uint64_t below) { return random_() % below; }
+  PowerCutDisk::Loss Loss() {
+    return Draw(4) == 0 ? PowerCutDisk::Loss::kNothing : PowerCutDisk::Loss::kWhatIsNotDurable;
+  }
 
   // As often one of ten as one of hundreds.
   uint64_t DrawRequests() { return 1 + Draw(uint64_t{1} << (2 + Draw(8))); }
@@ -97,6 +102,7 @@ class Round {
     threads_ = 1 + Draw(2);
     owned_share_ = static_cast<double>(Draw(4)) / 8;
     flush_share_ = Draw(2) == 0 ? 0.02 : 0.15;
+    drop_share_ = Draw(3) == 0 ? 0.2 : 0;
   }
 
   // Opens the tier, sometimes not at the first try because the power fails while it opens.
@@ -213,6 +219,7 @@ class Round {
       options.stride = threads_;
       options.targets = targets_;
       if (encrypted_) options.space = kSpace;
+      options.drop_share = drop_share_;
       options.owned_share = owned_share_;
       options.flush_share = flush_share_;
       options.disk_is_well = [this] { return !disk_->off(); };
@@ -249,6 +256,7 @@ class Round {
   uint64_t threads_ = 1;
   double owned_share_ = 0;
   double flush_share_ = 0;
+  double drop_share_ = 0;
   std::unique_ptr<PromiseModel> model_;
   std::shared_ptr<PowerCutDisk> disk_;
   std::map<uint64_t, Retention> retention_;  // of what is on the disk when the tier is opened
@@ -296,6 +304,63 @@ TEST(PowerCut, ABlockThatWasEvictedAndThenDroppedStaysGoneAfterAFlush) {
     manager = open();
     EXPECT_FALSE(manager->Find(evicted).has_value());
     EXPECT_TRUE(manager->Find(TestId(0)).has_value());
+  }
+}
+
+// The process before may have written the groups that would have come next, and they may be there
+// without the first of them. Whoever gives out their places and generations again must not see them
+// come back.
+TEST(PowerCut, WhatALostGroupLeftBehindItNeverFollowsAnotherGroup) {
+  constexpr size_t kBlock = 4 << 10;
+  constexpr uint64_t kBlocks = 8;
+  TierManagerOptions options = TestTierOptions(kBlock, {.dram_slots = 2, .nvme_bytes = 2 << 20});
+  options.reuse = true;
+  const NvmeGeometry geometry = *PlanNvmeGeometry(options.nvme_bytes, kBlock);
+  for (uint64_t seed = 1; seed <= 200; ++seed) {
+    SCOPED_TRACE(absl::StrCat("seed ", seed));
+    const auto disk = std::make_shared<PowerCutDisk>(
+        PowerCutDiskOptions{.size_bytes = geometry.total_bytes(), .seed = seed});
+    std::unique_ptr<TierManager> manager;
+    const auto crash_and_open = [&] {
+      disk->Cut(seed);
+      manager.reset();
+      disk->Restore();
+      TierManager::Parts parts;
+      parts.device = std::make_unique<PowerCutDevice>(disk);
+      manager = *TierManager::Open(options, std::move(parts));
+    };
+    const auto put = [&](uint64_t number, uint64_t version) {
+      const std::vector<std::byte> bytes = BlockBytes(TestId(number), kBlock, version);
+      const BlockWrite write = {
+          .id = TestId(number), .bytes = bytes, .retention = Retention::kOwned};
+      ASSERT_TRUE(manager->Put({&write, 1}).ok());
+    };
+    crash_and_open();
+    if (seed % 2 == 0) {  // else they come first in their segment
+      put(0, 1);
+      ASSERT_TRUE(manager->Flush().ok());
+      crash_and_open();
+    }
+    // More than memory holds, so most of them are written, a group each.
+    for (uint64_t number = 1; number <= kBlocks; ++number) put(number, 1);
+    crash_and_open();
+    for (uint64_t number = 1; number <= kBlocks; ++number) {
+      const BlockId id = TestId(number);
+      manager->Drop({&id, 1});
+    }
+    put(1, 2);
+    ASSERT_TRUE(manager->Flush().ok());
+    crash_and_open();
+    const BlockRead read = {.id = TestId(1)};
+    const absl::StatusOr<Lease> lease = manager->Fetch({&read, 1});
+    ASSERT_TRUE(lease.ok()) << lease.status();
+    ASSERT_EQ((*lease)[0].outcome, BlockOutcome::kServed);
+    std::vector<std::byte> bytes(kBlock);
+    ASSERT_TRUE(manager->CopyToHost((*lease)[0], absl::MakeSpan(bytes)).ok());
+    EXPECT_EQ(bytes, BlockBytes(TestId(1), kBlock, 2));
+    for (uint64_t number = 2; number <= kBlocks; ++number) {
+      EXPECT_FALSE(manager->Find(TestId(number)).has_value()) << number;
+    }
   }
 }
 

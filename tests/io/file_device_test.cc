@@ -10,6 +10,7 @@
 #include <iterator>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,7 @@
 #include "io/aligned_buffer.h"
 #include "io/block_device.h"
 #include "tests/support/forbid_syscall.h"
+#include "tests/support/open_count.h"
 #include "tests/support/temp_dir.h"
 
 namespace terrace {
@@ -91,7 +93,11 @@ TEST_F(FileDeviceTest, BadOptionsNameTheField) {
       {bad([](auto& o) { o.size_bytes = 4097; }), "size_bytes: "},
       {bad([](auto& o) { o.size_bytes = uint64_t{1} << 63; }), "size_bytes: "},
       {bad([](auto& o) { o.size_bytes = 0, o.truncate = true; }), "size_bytes: "},
+      {bad([](auto& o) { o.size_bytes = 0, o.cut_tail = true; }), "size_bytes: "},
       {bad([](auto& o) { o.read_only = true; }), "read_only: "},
+      {bad([](auto& o) { o.create = false, o.read_only = o.cut_tail = true; }), "read_only: "},
+      {bad([](auto& o) { o.size_bytes = 8 << 20, o.more_paths = {"x"}, o.cut_tail = true; }),
+       "more_paths: "},
       {bad([](auto& o) { o.create = false, o.read_only = o.truncate = true; }), "read_only: "},
       {bad([](auto& o) { o.engine = IoEngine::kMemory; }), "engine: "},
       {bad([](auto& o) { o.depth = 0; }), "depth: "},
@@ -168,6 +174,79 @@ TEST_F(FileDeviceTest, ALockedFileIsUnavailableAndUnharmed) {
         ::_exit(fd >= 0 && ::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK ? 0 : 1);
       },
       ExitedWithCode(0), "");
+  EXPECT_EQ(ReadFile(path_), std::string(2 * kPageBytes, 'x'));
+}
+
+TEST_F(FileDeviceTest, WhatIsReplacedOrRemovedBeforeItIsLockedIsOpenedAnew) {
+  for (const bool replace : {true, false}) {
+    SCOPED_TRACE(replace);
+    WriteFile(path_, std::string(kPageBytes, 'o'));
+    auto holder = OpenFileDevice(Options());
+    ASSERT_TRUE(holder.ok()) << holder.status();
+    absl::StatusOr<std::unique_ptr<BlockDevice>> device;
+    const int before = OpenCount(path_);
+    std::thread opener([&] { device = OpenFileDevice(CreateOptions(kPageBytes)); });
+    while (OpenCount(path_) <= before) std::this_thread::yield();
+    if (replace) {
+      WriteFile(dir_.Join("new"), std::string(kPageBytes, 'n'));
+      ASSERT_EQ(::rename(dir_.Join("new").c_str(), path_.c_str()), 0);
+    } else {
+      ASSERT_EQ(::unlink(path_.c_str()), 0);
+    }
+    holder->reset();
+    opener.join();
+    ASSERT_TRUE(device.ok()) << device.status();
+    EXPECT_TRUE((*device)->CheckFile().ok());
+    ASSERT_TRUE(Transfer(**device, IoOp::kRead, 0).ok());
+    EXPECT_EQ(memory_.span()[0], std::byte(replace ? 'n' : 0));
+  }
+}
+
+TEST_F(FileDeviceTest, WhatAFileHoldsDecidesWhetherItIsTruncated) {
+  const std::string contents = std::string(5000, 'x');
+  FileDeviceOptions options = CreateOptions(kPageBytes);
+  for (const bool truncate : {false, true}) {
+    WriteFile(path_, contents);
+    int asked = 0;
+    options.size_bytes = 2 * kPageBytes;
+    options.decide_truncate = [&](BlockDevice& found, uint64_t found_bytes) {
+      ++asked;
+      EXPECT_EQ(found_bytes, contents.size());
+      EXPECT_EQ(found.info().size_bytes, 2 * kPageBytes);
+      EXPECT_TRUE(Transfer(found, IoOp::kRead, 0).ok());
+      EXPECT_EQ(memory_.span()[kPageBytes - 1], std::byte{'x'});
+      ExpectError(Options(), absl::StatusCode::kUnavailable, HasSubstr("locked"));
+      return absl::StatusOr<bool>(truncate);
+    };
+    {
+      const auto device = OpenFileDevice(options);
+      ASSERT_TRUE(device.ok()) << device.status();
+      ExpectError(Options(), absl::StatusCode::kUnavailable, HasSubstr("locked"));
+    }
+    EXPECT_EQ(asked, 1);
+    const std::string rest(2 * kPageBytes - 5000, '\0');
+    EXPECT_EQ(ReadFile(path_), (truncate ? std::string(5000, '\0') : contents) + rest);
+  }
+  options.decide_truncate = [](BlockDevice&, uint64_t) -> absl::StatusOr<bool> {
+    return absl::InvalidArgumentError("no");
+  };
+  WriteFile(path_, contents);
+  ExpectError(options, absl::StatusCode::kInvalidArgument, "no");
+  EXPECT_EQ(ReadFile(path_), contents);
+  WriteFile(path_, "");
+  EXPECT_TRUE(OpenFileDevice(options).ok()) << "an empty file holds nothing to decide about";
+}
+
+TEST_F(FileDeviceTest, ATailIsCutOnRequest) {
+  WriteFile(path_, std::string(4 * kPageBytes + 3, 'x'));
+  FileDeviceOptions options = Options(2 * kPageBytes);
+  options.cut_tail = true;
+  {
+    const auto device = OpenFileDevice(options);
+    ASSERT_TRUE(device.ok()) << device.status();
+    EXPECT_EQ((*device)->info().size_bytes, 2 * kPageBytes);
+    EXPECT_TRUE((*device)->CheckFile().ok());
+  }
   EXPECT_EQ(ReadFile(path_), std::string(2 * kPageBytes, 'x'));
 }
 

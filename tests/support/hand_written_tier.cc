@@ -1,6 +1,7 @@
 #include "tests/support/hand_written_tier.h"
 
 #include <cstring>
+#include <iterator>
 #include <random>
 
 #include "io/check.h"
@@ -38,12 +39,21 @@ void HandWrittenTier::Write(const HandGroup& group) {
     record.checksums = made;
     records.push_back(record);
   }
+  const uint64_t stamp = group.stamp.value_or(group.generation);
+  const auto at = stamps_.insert_or_assign({group.segment, group.use, group.at}, stamp).first;
+  uint64_t before = 0;
+  if (at != stamps_.begin() && std::prev(at)->first[0] == group.segment &&
+      std::prev(at)->first[1] == group.use) {
+    before = std::prev(at)->second;
+  }
   EncodeGroupHeader(geometry_,
                     {.epoch = epoch_,
                      .generation = group.generation,
                      .segment_generation = group.use,
                      .base_page = base,
-                     .block_count = static_cast<uint32_t>(group.blocks.size())},
+                     .block_count = static_cast<uint32_t>(group.blocks.size()),
+                     .stamp = stamp,
+                     .previous_stamp = group.previous_stamp.value_or(before)},
                     records, Pages(base, geometry_.header_pages));
 }
 
@@ -88,6 +98,7 @@ ManifestRecord HandWrittenTier::Record(uint32_t segment, uint64_t use, uint64_t 
   record.segment_generation = use;
   record.version = version;
   record.segment = SegmentIndex{segment};
+  record.newest_generation = use + 1000;  // all groups that tests write
   record.dead.resize(geometry_.stretches());
   record.reversed.resize(geometry_.stretches());
   return record;

@@ -1,8 +1,10 @@
 #ifndef TERRACE_TESTS_SUPPORT_HAND_WRITTEN_TIER_H_
 #define TERRACE_TESTS_SUPPORT_HAND_WRITTEN_TIER_H_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -27,6 +29,10 @@ struct HandGroup {
   uint64_t generation = 0;
   uint64_t use = 0;  // the generation of the first group in this use of the segment
   std::vector<HandBlock> blocks;
+  // Its own stamp, and that of the group before it. By default the generations of both, where the
+  // group before it is the last one in front of it that was written in this use of the segment.
+  std::optional<uint64_t> stamp = std::nullopt;
+  std::optional<uint64_t> previous_stamp = std::nullopt;
 };
 
 // An NVMe tier that a test writes record by record, on a device of its own. Thread-compatible.
@@ -74,6 +80,7 @@ class HandWrittenTier {
   const NvmeGeometry geometry_;
   const uint64_t epoch_;
   const std::unique_ptr<MemoryDevice> device_;
+  std::map<std::array<uint64_t, 3>, uint64_t> stamps_;  // of groups, by segment, use and place
 };
 
 }  // namespace terrace

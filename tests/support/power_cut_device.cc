@@ -52,16 +52,17 @@ PowerCutDisk::~PowerCutDisk() {
   TERRACE_CHECK(ports_.empty());
 }
 
-void PowerCutDisk::Cut(uint64_t seed) {
+void PowerCutDisk::Cut(uint64_t seed, Loss loss) {
   absl::MutexLock lock(&mu_);
-  CutUnderLock(seed);
+  CutUnderLock(seed, loss);
 }
 
-void PowerCutDisk::CutAfter(uint64_t count, uint64_t seed) {
+void PowerCutDisk::CutAfter(uint64_t count, uint64_t seed, Loss loss) {
   TERRACE_CHECK(count > 0);
   absl::MutexLock lock(&mu_);
   cut_in_ = count;
   cut_seed_ = seed;
+  cut_loss_ = loss;
 }
 
 void PowerCutDisk::Restore() {
@@ -154,7 +155,7 @@ size_t PowerCutDisk::Complete(Port& port, absl::Span<IoRequest*> done) {
     done[count++] = pending.request;
     ++completed_count_;
     if (cut_in_ == 0 || --cut_in_ > 0) continue;
-    CutUnderLock(cut_seed_);
+    CutUnderLock(cut_seed_, cut_loss_);
     break;
   }
   while (count < done.size() && !port.finished.empty()) done[count++] = port.finished.PopFront();
@@ -209,7 +210,7 @@ void PowerCutDisk::DrainOne() {
   ++drained_count_;
 }
 
-void PowerCutDisk::CutUnderLock(uint64_t seed) {
+void PowerCutDisk::CutUnderLock(uint64_t seed, Loss loss) {
   if (off_) return;
   off_ = true;
   cut_in_ = 0;
@@ -227,12 +228,13 @@ void PowerCutDisk::CutUnderLock(uint64_t seed) {
     }
     port->pending.clear();
   }
-  Damage(writes, seed);
+  Damage(writes, seed, loss);
 }
 
-void PowerCutDisk::Damage(const std::vector<Write>& writes, uint64_t seed) {
+void PowerCutDisk::Damage(const std::vector<Write>& writes, uint64_t seed, Loss loss) {
   std::mt19937_64 random(seed);
-  const DamageKind kind(random);
+  DamageKind kind(random);
+  kind.keeps_all = kind.keeps_all || loss == Loss::kNothing;
   std::vector<Piece> pieces;
   std::bernoulli_distribution split(kind.split_fraction);
   std::bernoulli_distribution kept(kind.kept_fraction);

@@ -35,12 +35,16 @@ class PowerCutDisk {
   explicit PowerCutDisk(const PowerCutDiskOptions& options);
   ~PowerCutDisk();
 
+  // kNothing: only the process dies, and the disk carries out what it was given.
+  enum class Loss : uint8_t { kWhatIsNotDurable, kNothing };
+
   // The power fails now: requests in flight and later ones come back with EIO, on every device,
   // until Restore. Nothing happens when it is off already.
-  void Cut(uint64_t seed) ABSL_LOCKS_EXCLUDED(mu_);
+  void Cut(uint64_t seed, Loss loss = Loss::kWhatIsNotDurable) ABSL_LOCKS_EXCLUDED(mu_);
   // Cuts it as soon as `count` more requests (reads, writes, syncs) have completed; the last of
   // them does so well. REQUIRES: count > 0.
-  void CutAfter(uint64_t count, uint64_t seed) ABSL_LOCKS_EXCLUDED(mu_);
+  void CutAfter(uint64_t count, uint64_t seed, Loss loss = Loss::kWhatIsNotDurable)
+      ABSL_LOCKS_EXCLUDED(mu_);
   // Power returns, and with it the durable image as the current one. A cut that was to come is
   // called off. REQUIRES: off().
   void Restore() ABSL_LOCKS_EXCLUDED(mu_);
@@ -90,9 +94,10 @@ class PowerCutDisk {
   void Cache(Write write) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Makes the oldest cached write durable.
   void DrainOne() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void CutUnderLock(uint64_t seed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CutUnderLock(uint64_t seed, Loss loss) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Makes durable what the seed lets through of these.
-  void Damage(const std::vector<Write>& writes, uint64_t seed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Damage(const std::vector<Write>& writes, uint64_t seed, Loss loss)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const uint64_t size_bytes_;
 
@@ -108,6 +113,7 @@ class PowerCutDisk {
   uint64_t completed_count_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t cut_in_ ABSL_GUARDED_BY(mu_) = 0;  // requests to complete before the cut; 0 for none
   uint64_t cut_seed_ ABSL_GUARDED_BY(mu_) = 0;
+  Loss cut_loss_ ABSL_GUARDED_BY(mu_) = Loss::kWhatIsNotDurable;
 };
 
 // A device on such a disk: it completes requests in a random order, a random number at a time.

@@ -42,6 +42,7 @@ TierWorker::TierWorker(const TierWorkerOptions& options)
 
 void TierWorker::Step() {
   if (Chance(options_.flush_share)) return Flush();
+  if (Chance(options_.drop_share)) return Drop();
   switch (Draw(20)) {
     case 0:
       return options_.drops ? Drop() : Put();

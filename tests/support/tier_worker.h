@@ -28,6 +28,7 @@ struct TierWorkerOptions {
   std::vector<Tier> targets;      // that a fetch may ask for
   std::optional<uint64_t> space;  // namespace of every third block
   bool drops = true;
+  double drop_share = 0;      // of the calls, besides the drops that come anyway
   double owned_share = 0.25;  // of what is put
   double flush_share = 0.03;  // of the calls
   // Whether nothing has gone wrong with the disk so far. Owned blocks are there, and no read fails,

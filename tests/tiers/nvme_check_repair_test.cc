@@ -62,7 +62,7 @@ TEST_F(NvmeRepairTest, BothManifestCopiesOfEverySegmentMayBeLost) {
   MakeTier();
   const NvmeGeometry& geometry = superblock_.geometry;
   for (uint64_t page = kSuperblockPages; page < geometry.log_start(); ++page) {
-    disk_->bytes()[page * kPageBytes + 1] = std::byte{0xff};
+    disk_->bytes()[page * kPageBytes + 1] ^= std::byte{0xff};
   }
   EXPECT_EQ(MustCheck().damage.size(), 2 * geometry.segment_count);
   ExpectMended();

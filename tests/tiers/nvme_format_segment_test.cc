@@ -191,6 +191,7 @@ struct SomeRecord {
     record.segment = kSegment;
     record.freed = seed % 2 == 0;
     record.durable_pages = geometry.data_pages() / 2;
+    record.newest_generation = kUse + seed;
     for (uint32_t i = 0; i < geometry.stretches(); ++i) {
       record.dead.push_back(random() % 3 == 0);
       record.reversed.push_back(random() % 3 == 0);
@@ -221,6 +222,7 @@ TEST(ManifestRecord, ComesBackAsItWasWritten) {
     EXPECT_EQ(read->segment, kSegment);
     EXPECT_EQ(read->freed, some.record.freed);
     EXPECT_EQ(read->durable_pages, some.record.durable_pages);
+    EXPECT_EQ(read->newest_generation, some.record.newest_generation);
     EXPECT_EQ(read->dead, some.record.dead);
     EXPECT_EQ(read->reversed, some.record.reversed);
   }

@@ -143,7 +143,9 @@ struct SomeGroup {
              .generation = 77 + at,
              .segment_generation = 70,
              .base_page = static_cast<uint32_t>(geometry.SegmentPage(kSegment)) + at,
-             .block_count = blocks};
+             .block_count = blocks,
+             .stamp = random(),
+             .previous_stamp = random()};
     EncodeGroupHeader(geometry, group, records, absl::MakeSpan(header));
   }
   std::optional<GroupView> Decode(uint64_t epoch = kEpoch) const {
@@ -184,6 +186,8 @@ TEST(GroupHeader, ComesBackAsItWasWrittenForEveryBlockSize) {
       EXPECT_EQ(view->group().generation, 77u);
       EXPECT_EQ(view->group().segment_generation, 70u);
       EXPECT_EQ(view->group().epoch, kEpoch);
+      EXPECT_EQ(view->group().stamp, some.group.stamp);
+      EXPECT_EQ(view->group().previous_stamp, some.group.previous_stamp);
       EXPECT_EQ(view->group().base_page, geometry.SegmentPage(kSegment));
       EXPECT_EQ(view->bytes().size(), GroupHeaderBytes(geometry, blocks));
       ASSERT_EQ(view->group().block_count, blocks);

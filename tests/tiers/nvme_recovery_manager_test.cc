@@ -13,6 +13,7 @@
 #include "gtest/gtest.h"
 #include "io/memory_device.h"
 #include "tests/support/borrowed_device.h"
+#include "tests/support/hand_written_tier.h"
 #include "tests/support/tier_fixture.h"
 #include "tiers/tier_manager.h"
 
@@ -158,6 +159,55 @@ TEST(NvmeRecoveryOfAManager, ATierWhoseHeadersAreGoneIsServedFromItsFooters) {
   for (const uint64_t number : sealed) served += Serves(*manager, number, 0) ? 1 : 0;
   // The open segment alone had nothing but its headers.
   EXPECT_GE(served, sealed.size() - geometry.blocks_per_segment());
+}
+
+// Where a crash left them, the copy that hides an older one may be evicted before it.
+TEST(NvmeRecoveryOfAManager, OnceATierIsOpenItsStaleCopiesAreMarkedOnTheDisk) {
+  TierManagerOptions options = Options(2);
+  options.reuse = true;
+  const NvmeGeometry geometry = *PlanNvmeGeometry(options.nvme_bytes, kBlockBytes);
+  HandWrittenTier tier(geometry, /*epoch=*/99);
+  EncodeSuperblock({.geometry = geometry, .block_bytes = kBlockBytes, .epoch = 99},
+                   tier.Pages(0, 1));
+  tier.Seal({{.segment = 3, .generation = 1, .use = 1, .blocks = {{1, Retention::kOwned}, {2}}}});
+  tier.Seal({{.segment = 0, .generation = 7, .use = 7, .blocks = {{1}, {3}}}});
+  ManifestRecord record = tier.Record(0, /*use=*/7, /*version=*/1);
+  record.dead[0] = true;  // block 1
+  tier.WriteManifest(record, 1);
+  const std::unique_ptr<TierManager> manager = *Open(options, tier.device());
+  EXPECT_FALSE(manager->Find(HandWrittenTier::Id(1)).has_value());
+  const SegmentSurvey survey = tier.SurveyOf(3);
+  const uint64_t first = tier.Start(3) + geometry.group_pages(0);
+  const uint64_t second = tier.Start(3) + geometry.group_pages(1);
+  EXPECT_TRUE(survey.Dead(geometry, {.generation = 1}, first));
+  EXPECT_FALSE(survey.Dead(geometry, {.generation = 1}, second));
+}
+
+TEST(NvmeRecoveryOfAManager, ADamagedCopyOfTheManifestUndoesNoDropAndIsReported) {
+  TierManagerOptions options = Options(2);
+  const NvmeGeometry geometry = *PlanNvmeGeometry(options.nvme_bytes, kBlockBytes);
+  for (uint32_t copy = 0; copy < kManifestCopies; ++copy) {
+    const std::unique_ptr<MemoryDevice> device = MakeDevice(options);
+    options.reuse = false;
+    std::unique_ptr<TierManager> manager = *Open(options, *device);
+    for (uint64_t number = 0; number < 4; ++number) ASSERT_TRUE(Put(*manager, number, 0));
+    ASSERT_TRUE(manager->Flush().ok());
+    for (uint64_t number = 0; number < 3; ++number) Drop(*manager, number);
+    ASSERT_TRUE(manager->Flush().ok());
+    manager.reset();
+    options.reuse = true;
+    for (uint32_t segment = 0; segment < geometry.segment_count; ++segment) {
+      std::byte* const bytes =
+          device->bytes().data() + geometry.ManifestPage(SegmentIndex{segment}, copy) * kPageBytes;
+      if (std::memcmp(bytes + 8, "TRRGMANF", 8) == 0) bytes[40] ^= std::byte{1};
+    }
+    manager = *Open(options, *device);
+    EXPECT_GT(manager->Stats().recovery.damaged_manifests, 0u);
+    for (uint64_t number = 0; number < 3; ++number) {
+      EXPECT_EQ(manager->Find(TestId(number)), std::nullopt) << number;
+    }
+    EXPECT_TRUE(Serves(*manager, 3, 0));
+  }
 }
 
 TEST(NvmeRecoveryOfAManager, ADeviceThatCannotBeReadHoldsNothing) {

@@ -288,11 +288,11 @@ TEST_F(NvmeRecoveryTest, WhatLayHiddenBehindATornGroupNeverComesBack) {
   ASSERT_TRUE(index.has_value());
   const WriteGroup& group = placement->group(*index);
   ASSERT_EQ(static_cast<uint32_t>(group.base), tier_.Start(1) + 5);  // the newest segment goes on
-  EXPECT_GT(group.generation, 9u);
+  EXPECT_EQ(group.header.generation, 8u);
   tier_.Write({.segment = 1,
                .at = 5,
-               .generation = group.generation,
-               .use = group.segment_generation,
+               .generation = group.header.generation,
+               .use = group.header.segment_generation,
                .blocks = {{100}, {101}}});
   placement->GroupWritten(*index, true);
   const std::unique_ptr<Placement> again = Recovered();
@@ -353,14 +353,51 @@ TEST_F(NvmeRecoveryTest, RetentionIsWhatItWasChangedTo) {
 }
 
 TEST_F(NvmeRecoveryTest, MarksOfALostGroupAreNotInheritedByTheNextOneInItsPlace) {
-  for (const size_t mark : {size_t{1}, size_t{3}}) {
-    tier_.Write(Group(2, 0, 5, {{1}, {2}}));
-    ManifestRecord record = tier_.Record(2, /*use=*/5, /*version=*/1);
-    record.dead[mark] = true;
-    tier_.WriteManifest(record, 1);
-    const bool lost = mark == 3;  // of the second group
-    EXPECT_EQ(Recovered()->nvme()->has_open_segment(), !lost);
+  tier_.Write(Group(2, 0, 5, {{1}, {2}}));
+  ManifestRecord record = tier_.Record(2, /*use=*/5, /*version=*/1);
+  record.newest_generation = 6;
+  record.dead[3] = true;  // of the second group, 6
+  record.reversed[3] = true;
+  tier_.WriteManifest(record, 1);
+  for (const bool written_again : {false, true}) {
+    if (written_again) {
+      tier_.Write({.segment = 2, .at = 5, .generation = 7, .use = 5, .blocks = {{1}, {3}}});
+    }
+    const std::unique_ptr<Placement> placement = Recovered();
+    EXPECT_TRUE(placement->nvme()->has_open_segment());
+    EXPECT_FALSE(placement->nvme()->manifest_record(SegmentIndex{2}).dead[3]);
+    EXPECT_FALSE(placement->nvme()->manifest_record(SegmentIndex{2}).reversed[3]);
+    EXPECT_EQ(Known(*placement, 3), written_again);
+    EXPECT_EQ(PageOf(*placement, 1), tier_.Start(2) + (written_again ? 6 : 1));
   }
+}
+
+TEST_F(NvmeRecoveryTest, WhatANewerCopyOrItsDropHidesIsMarkedDeadItself) {
+  tier_.Seal({Group(3, 0, 1, {{1}, {2}}), Group(3, 1, 1, {{3}, {4}})});
+  tier_.Seal({Group(0, 0, 7, {{1}, {3}})});
+  ManifestRecord record = tier_.Record(0, /*use=*/7, /*version=*/1);
+  record.dead[0] = true;  // block 1
+  tier_.WriteManifest(record, 1);
+  const std::unique_ptr<Placement> placement = Recovered();
+  const ManifestRecord older = placement->nvme()->manifest_record(SegmentIndex{3});
+  EXPECT_TRUE(older.dead[0]);
+  EXPECT_FALSE(older.dead[1]);
+  EXPECT_TRUE(older.dead[3]);
+  EXPECT_FALSE(older.dead[4]);
+  placement->nvme()->RequestManifest();
+  EXPECT_TRUE(placement->nvme()->manifest_pending());
+}
+
+TEST_F(NvmeRecoveryTest, DamagedCopiesOfTheManifestAreCounted) {
+  tier_.Seal({Group(3, 0, 1, {{1}, {2}})});
+  for (const uint32_t copy : {0, 1}) {
+    tier_.WriteManifest(tier_.Record(3, /*use=*/1, /*version=*/1 + copy), copy);
+  }
+  Recovered();
+  EXPECT_EQ(report_.damaged_manifests, 0u);
+  Damage(tier_.Manifest(3, 1));
+  Recovered();
+  EXPECT_EQ(report_.damaged_manifests, 1u);
 }
 
 TEST_F(NvmeRecoveryTest, AFreedSegmentHoldsNothingAndItsVersionsGoOn) {

@@ -53,7 +53,7 @@ TEST_F(NvmeSurveyTest, ABlankSegmentIsFree) {
   EXPECT_EQ(survey.segment, SegmentIndex{1});
   EXPECT_EQ(survey.generation, 0u);
   EXPECT_EQ(survey.newest_generation, 0u);
-  EXPECT_FALSE(survey.manifest_damaged);
+  EXPECT_EQ(survey.damaged_copies, 0u);
 }
 
 TEST_F(NvmeSurveyTest, AGroupAtItsStartMakesASegmentUnsealed) {
@@ -114,7 +114,7 @@ TEST_F(NvmeSurveyTest, AUseThatWasFreedHoldsNothingAndANewerOneDoes) {
   const SegmentSurvey freed = tier_.SurveyOf(1);
   EXPECT_EQ(freed.use, Use::kFree);
   EXPECT_EQ(freed.generation, 7u);
-  EXPECT_EQ(freed.newest_generation, 8u);
+  EXPECT_EQ(freed.newest_generation, record.newest_generation);
   EXPECT_EQ(freed.manifest.version, 3u);
   tier_.Write(Group(20, 0));
   EXPECT_EQ(tier_.SurveyOf(1).use, Use::kUnsealed);
@@ -137,13 +137,13 @@ TEST_F(NvmeSurveyTest, TheNewerOfTwoManifestCopiesCountsAndTheOtherStandsInForIt
     tier_.WriteManifest(tier_.Record(1, /*use=*/7, /*version=*/4), 1 - newer);
     tier_.WriteManifest(tier_.Record(1, /*use=*/7, /*version=*/5), newer);
     EXPECT_EQ(tier_.SurveyOf(1).manifest.version, 5u);
-    EXPECT_FALSE(tier_.SurveyOf(1).manifest_damaged);
+    EXPECT_EQ(tier_.SurveyOf(1).damaged_copies, 0u);
     Damage(tier_.Manifest(1, newer));
     EXPECT_EQ(tier_.SurveyOf(1).manifest.version, 4u);
-    EXPECT_TRUE(tier_.SurveyOf(1).manifest_damaged);
+    EXPECT_EQ(tier_.SurveyOf(1).damaged_copies, 1u);
     Erase(tier_.Manifest(1, newer));
     EXPECT_EQ(tier_.SurveyOf(1).manifest.version, 4u);
-    EXPECT_FALSE(tier_.SurveyOf(1).manifest_damaged);
+    EXPECT_EQ(tier_.SurveyOf(1).damaged_copies, 0u);
   }
 }
 
@@ -160,22 +160,27 @@ TEST_F(NvmeSurveyTest, MarksCountForTheUseTheySpeakOf) {
   GroupRecord owned;
   owned.retention = Retention::kOwned;
   const SegmentSurvey survey = tier_.SurveyOf(1);
-  EXPECT_TRUE(survey.Dead(kGeometry, first));
-  EXPECT_FALSE(survey.Dead(kGeometry, second));
-  EXPECT_EQ(survey.RetentionOf(kGeometry, first, owned), Retention::kOwned);
-  EXPECT_EQ(survey.RetentionOf(kGeometry, second, owned), Retention::kCached);
-  EXPECT_EQ(survey.RetentionOf(kGeometry, second, cached), Retention::kOwned);
+  const GroupHeader header = {.generation = 7};
+  EXPECT_TRUE(survey.Dead(kGeometry, header, first));
+  EXPECT_FALSE(survey.Dead(kGeometry, header, second));
+  EXPECT_EQ(survey.RetentionOf(kGeometry, header, first, owned), Retention::kOwned);
+  EXPECT_EQ(survey.RetentionOf(kGeometry, header, second, owned), Retention::kCached);
+  EXPECT_EQ(survey.RetentionOf(kGeometry, header, second, cached), Retention::kOwned);
+  // A group that came after the record lies where one was lost.
+  const GroupHeader later = {.generation = record.newest_generation + 1};
+  EXPECT_FALSE(survey.Dead(kGeometry, later, first));
+  EXPECT_EQ(survey.RetentionOf(kGeometry, later, second, cached), Retention::kCached);
   tier_.Write(Group(20, 0));
   const SegmentSurvey newer = tier_.SurveyOf(1);
-  EXPECT_FALSE(newer.Dead(kGeometry, first));
-  EXPECT_EQ(newer.RetentionOf(kGeometry, second, cached), Retention::kCached);
+  EXPECT_FALSE(newer.Dead(kGeometry, header, first));
+  EXPECT_EQ(newer.RetentionOf(kGeometry, header, second, cached), Retention::kCached);
 }
 
 TEST_F(NvmeSurveyTest, WhatCannotBeReadIsMissingAndOfTheManifestDamaged) {
   tier_.Seal({Group(7, 0)});
   SegmentBytes bytes;
   EXPECT_EQ(Survey(kGeometry, kEpoch, SegmentIndex{1}, bytes).use, Use::kFree);
-  EXPECT_TRUE(Survey(kGeometry, kEpoch, SegmentIndex{1}, bytes).manifest_damaged);
+  EXPECT_EQ(Survey(kGeometry, kEpoch, SegmentIndex{1}, bytes).damaged_copies, kManifestCopies);
   bytes.header = tier_.Pages(tier_.Start(1), 1);
   EXPECT_EQ(Survey(kGeometry, kEpoch, SegmentIndex{1}, bytes).use, Use::kUnsealed);
   bytes.footer = tier_.Footer(1);
@@ -233,6 +238,37 @@ TEST_F(NvmeSurveyTest, GroupsOfOlderUsesEndTheWalk) {
   ASSERT_TRUE(walk.ok()) << walk.status();
   EXPECT_EQ(walk->groups.size(), 1u);
   EXPECT_EQ(walk->torn_groups, 0u);
+}
+
+TEST_F(NvmeSurveyTest, AGroupThatFollowedAnotherOneIsStaleAndEndsTheWalk) {
+  for (const uint32_t durable_pages : {0, 5}) {
+    for (uint32_t i = 0; i < 3; ++i) tier_.Write(Group(7, i));
+    ManifestRecord record = tier_.Record(1, /*use=*/7, /*version=*/1);
+    record.durable_pages = durable_pages;
+    tier_.WriteManifest(record, 1);
+    // Of another process, which gave out the same generation for the same place.
+    HandGroup again = Group(7, 0);
+    again.stamp = 12345;
+    tier_.Write(again);
+    const absl::StatusOr<SegmentWalk> walk = Walk();
+    ASSERT_TRUE(walk.ok()) << walk.status();
+    EXPECT_EQ(walk->groups.size(), 1u);
+    EXPECT_EQ(walk->last_stamp, 12345u);
+    EXPECT_EQ(walk->torn_groups + walk->damaged_pages, 0u);
+  }
+}
+
+TEST_F(NvmeSurveyTest, BehindADamagedEndOfWhatWasPromisedNothingCanFollow) {
+  for (uint32_t i = 0; i < 3; ++i) tier_.Write(Group(7, i));
+  ManifestRecord record = tier_.Record(1, /*use=*/7, /*version=*/1);
+  record.durable_pages = 10;
+  tier_.WriteManifest(record, 1);
+  Damage(tier_.Header(Group(7, 1)));
+  const absl::StatusOr<SegmentWalk> walk = Walk();
+  ASSERT_TRUE(walk.ok()) << walk.status();
+  EXPECT_EQ(walk->groups.size(), 1u);
+  EXPECT_EQ(walk->last_stamp, std::nullopt);
+  EXPECT_EQ(walk->damaged_pages, 5u);
 }
 
 // --- Reading ---

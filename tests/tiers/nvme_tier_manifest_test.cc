@@ -126,6 +126,26 @@ TEST_F(NvmeTierManifest, AMarkSaysHowMuchOfTheOpenSegmentIsDurable) {
   EXPECT_EQ(tier_.manifest_record(segment).durable_pages, 6u);
 }
 
+TEST_F(NvmeTierManifest, WhatARecordSaysIsWrittenToBothCopiesOnRequest) {
+  const SegmentIndex segment = SealOne();
+  tier_.MarkDead(Block(segment));
+  tier_.RequestManifest();
+  const UpkeepTask first = Next(Kind::kManifest);
+  tier_.UpkeepDone(first);
+  tier_.RequestCopies();
+  const UpkeepTask second = Next(Kind::kManifest);
+  EXPECT_EQ(second.segment, segment);
+  EXPECT_NE(second.number % kManifestCopies, first.number % kManifestCopies);
+  tier_.UpkeepDone(second);
+  tier_.RequestCopies();
+  EXPECT_FALSE(tier_.manifest_pending());  // the last record says nothing new
+  tier_.ReverseRetention(Block(segment));
+  tier_.RequestManifest();
+  Do(Kind::kManifest);
+  tier_.RequestCopies();
+  EXPECT_TRUE(tier_.manifest_pending());
+}
+
 TEST_F(NvmeTierManifest, OneSyncAtATimeIsInFlight) {
   const uint64_t first = tier_.RequestSync();
   const UpkeepTask sync = Next(Kind::kSync);

@@ -58,9 +58,9 @@ TEST(NvmeTier, AppendsOneGroupBehindTheOther) {
   const uint32_t start = Number(tier.append_point());
   EXPECT_EQ(start, kGeometry.log_start());
   EXPECT_EQ(Number(tier.append_limit()), kGeometry.FooterPage(SegmentIndex{0}));
-  EXPECT_EQ(tier.FinishGroup(2), 1u);
+  EXPECT_EQ(tier.FinishGroup(2).generation, 1u);
   EXPECT_EQ(Number(tier.append_point()), start + 5);
-  EXPECT_EQ(tier.FinishGroup(1), 2u);
+  EXPECT_EQ(tier.FinishGroup(1).generation, 2u);
   EXPECT_EQ(tier.open_pages_left(), 4u);
   EXPECT_EQ(Number(tier.append_limit()), kGeometry.FooterPage(SegmentIndex{0}));
 }
@@ -68,12 +68,28 @@ TEST(NvmeTier, AppendsOneGroupBehindTheOther) {
 TEST(NvmeTier, AUseOfASegmentIsNamedByTheGenerationOfItsFirstGroup) {
   NvmeTier tier(kGeometry, 1);
   const SegmentIndex first = WriteOneBlock(tier, EntryIndex{0}, false);
-  EXPECT_EQ(tier.segment_generation(Start(first)), 1u);
-  tier.FinishGroup(1);
-  EXPECT_EQ(tier.segment_generation(Start(first)), 1u);
+  EXPECT_EQ(tier.manifest_record(first).segment_generation, 1u);
+  EXPECT_EQ(tier.FinishGroup(1).segment_generation, 1u);
   tier.SealOpenSegment();
   const SegmentIndex second = WriteOneBlock(tier, EntryIndex{1}, false);
-  EXPECT_EQ(tier.segment_generation(Start(second)), 3u);
+  EXPECT_EQ(tier.manifest_record(second).segment_generation, 3u);
+}
+
+TEST(NvmeTier, EachGroupNamesTheOneBeforeItAndNoSessionWritesTheGroupsOfAnother) {
+  NvmeTier tier(kGeometry, 1, /*session=*/1000);
+  NvmeTier other(kGeometry, 1, /*session=*/2000);
+  ASSERT_TRUE(tier.OpenNextSegment() && other.OpenNextSegment());
+  const GroupHeader first = tier.FinishGroup(1);
+  const GroupHeader second = tier.FinishGroup(1);
+  const GroupHeader of_other = other.FinishGroup(1);
+  EXPECT_EQ(first.previous_stamp, 0u);
+  EXPECT_EQ(second.previous_stamp, first.stamp);
+  EXPECT_NE(second.stamp, first.stamp);
+  EXPECT_EQ(of_other.generation, first.generation);
+  EXPECT_NE(of_other.stamp, first.stamp);
+  tier.SealOpenSegment();
+  ASSERT_TRUE(tier.OpenNextSegment());
+  EXPECT_EQ(tier.FinishGroup(1).previous_stamp, 0u);
 }
 
 TEST(NvmeTier, KnowsWhichBlockStartsWhere) {
@@ -196,7 +212,7 @@ TEST(NvmeTier, RestoredSegmentsAreSealedInTheirOrder) {
   EXPECT_FALSE(tier.has_open_segment());
   ASSERT_TRUE(tier.OpenNextSegment());
   EXPECT_EQ(tier.open_segment(), SegmentIndex{1});
-  EXPECT_EQ(tier.FinishGroup(1), 42u);
+  EXPECT_EQ(tier.FinishGroup(1).generation, 42u);
 }
 
 TEST(NvmeTier, MarksAndVersionsOfRestoredSegmentsGoOn) {
@@ -226,6 +242,26 @@ TEST(NvmeTier, MarksAndVersionsOfRestoredSegmentsGoOn) {
   EXPECT_EQ(record.dead, (std::vector<bool>{true, false, false, true, false, false}));
   EXPECT_EQ(record.reversed, (std::vector<bool>{false, true, false, false, false, false}));
   EXPECT_EQ(tier.manifest_record(SegmentIndex{3}).version, 8u);
+}
+
+TEST(NvmeTier, MarksBehindTheEndOfARestoredSegmentAreForgotten) {
+  NvmeGeometry geometry = kGeometry;
+  geometry.pages_per_block = 4;
+  for (const uint32_t used_pages : {0u, 5u, 9u, 10u}) {
+    NvmeTier tier(geometry, 1);
+    NvmeTier::Restored restored = Found(SegmentIndex{1}, 3, used_pages);
+    restored.dead.assign(geometry.stretches(), true);
+    restored.reversed.assign(geometry.stretches(), true);
+    tier.Restore(restored);
+    const ManifestRecord record = tier.manifest_record(SegmentIndex{1});
+    // The next block comes behind a header.
+    for (uint32_t i = (used_pages + geometry.header_pages) / 4; i < geometry.stretches(); ++i) {
+      EXPECT_FALSE(record.dead[i] || record.reversed[i]) << i << " of " << used_pages;
+    }
+    for (uint32_t i = 0; i < used_pages / 4; ++i) {
+      EXPECT_TRUE(record.dead[i] && record.reversed[i]) << i << " of " << used_pages;
+    }
+  }
 }
 
 // The headers of the groups of two blocks that a segment starts with, and where those lie.
@@ -260,7 +296,9 @@ TEST(NvmeTier, TheNewestUnsealedSegmentGoesOnWhereItEndedAndOthersAreSealed) {
   const Headers newer(SegmentIndex{1}, 6, 1);
   tier.Restore(Found(SegmentIndex{2}, 3, 10));
   ASSERT_TRUE(tier.RestoreHeaders(SegmentIndex{2}, older.spans, older.bases));
-  tier.Restore(Found(SegmentIndex{1}, 6, 5));
+  NvmeTier::Restored newest = Found(SegmentIndex{1}, 6, 5);
+  newest.last_stamp = 77;
+  tier.Restore(newest);
   ASSERT_TRUE(tier.RestoreHeaders(SegmentIndex{1}, newer.spans, newer.bases));
   tier.RestoreGeneration(10);
   tier.ReopenNewest();

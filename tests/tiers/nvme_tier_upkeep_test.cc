@@ -227,8 +227,27 @@ TEST_F(NvmeTierUpkeep, OneSyncServesAllThatWaitForIt) {
   tier_.UpkeepDone(sync);
   EXPECT_TRUE(tier_.Synced(asked));
   EXPECT_EQ(tier_.phase(first), SegmentPhase::kFreeing);
-  EXPECT_EQ(tier_.phase(second), SegmentPhase::kFreeing);
+  EXPECT_EQ(tier_.phase(second), SegmentPhase::kDrained);
   EXPECT_EQ(tier_.phase(third), SegmentPhase::kFooter);
+}
+
+TEST_F(NvmeTierUpkeep, SegmentsAreRecordedAsFreeInTheOrderOfTheirEviction) {
+  const SegmentIndex first = SealOne();
+  const SegmentIndex second = SealOne();
+  tier_.Remove(Block(second), false);
+  tier_.Retire(first);
+  tier_.Retire(second);
+  EXPECT_EQ(tier_.phase(second), SegmentPhase::kDrained);
+  EXPECT_EQ(Next(), std::nullopt);
+  tier_.Remove(Block(first), false);
+  Do(Kind::kSync);
+  Do(Kind::kManifest);
+  EXPECT_EQ(tier_.phase(first), SegmentPhase::kFreeSync);
+  EXPECT_EQ(tier_.phase(second), SegmentPhase::kDrained);
+  Do(Kind::kSync);  // nobody else asked for it
+  EXPECT_EQ(tier_.phase(first), SegmentPhase::kFree);
+  EXPECT_EQ(tier_.phase(second), SegmentPhase::kFreeing);
+  EXPECT_EQ(Next(Kind::kManifest).segment, second);
 }
 
 TEST_F(NvmeTierUpkeep, ANewUseOfASegmentStartsWithoutMarks) {
@@ -247,7 +266,7 @@ TEST_F(NvmeTierUpkeep, ANewUseOfASegmentStartsWithoutMarks) {
   tier_.RequestManifest();
   const UpkeepTask task = Next(Kind::kManifest);
   const ManifestRecord record = tier_.manifest_record(task.segment);
-  EXPECT_EQ(record.segment_generation, tier_.segment_generation(Start(segment)));
+  EXPECT_EQ(record.segment_generation, tier_.manifest_record(segment).newest_generation);
   EXPECT_FALSE(record.freed);
   EXPECT_FALSE(record.dead[0]);
   EXPECT_TRUE(record.reversed[0]);

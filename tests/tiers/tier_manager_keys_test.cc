@@ -4,6 +4,8 @@
 #include <array>
 #include <cstring>
 #include <memory>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -220,6 +222,39 @@ TEST_F(TierManagerKeys, PutIntoANamespaceWithoutAKeyIsRefused) {
   manager_->DropKey(kSpace);
   EXPECT_EQ(Put(1).code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_TRUE(Put(1, std::nullopt).ok());
+}
+
+TEST_F(TierManagerKeys, ABlockIsNotPutAgainInAnotherNamespace) {
+  Configure(0, 8);
+  ASSERT_TRUE(manager_->AddKey(kSpace, Key(1)).ok());
+  ASSERT_TRUE(manager_->AddKey(kSpace + 1, Key(2)).ok());
+  const std::vector<std::optional<uint64_t>> spaces = {std::nullopt, kSpace, kSpace + 1};
+  const auto text = [](std::optional<uint64_t> space) {
+    return space ? "in namespace " + std::to_string(*space) : std::string("in no namespace");
+  };
+  for (size_t first = 0; first < spaces.size(); ++first) {
+    ASSERT_TRUE(Put(first, spaces[first]).ok());
+    for (const bool written : {false, true}) {
+      if (written) {
+        ASSERT_TRUE(manager_->Flush().ok());
+      }
+      for (size_t second = 0; second < spaces.size(); ++second) {
+        SCOPED_TRACE(text(spaces[first]) + ", then " + text(spaces[second]));
+        const absl::Status status = Put(first, spaces[second], Retention::kOwned, /*version=*/1);
+        if (first == second) {
+          EXPECT_TRUE(status.ok()) << status;
+          continue;
+        }
+        EXPECT_EQ(status.code(), absl::StatusCode::kAlreadyExists) << status;
+        const std::string message(status.message());
+        EXPECT_NE(message.find("is put " + text(spaces[second])), message.npos) << message;
+        EXPECT_NE(message.find("is here " + text(spaces[first])), message.npos) << message;
+      }
+    }
+    EXPECT_TRUE(Serves(first)) << "the first bytes stay";
+    Drop(first);
+    EXPECT_TRUE(Put(first, spaces[(first + 1) % spaces.size()]).ok()) << "a new block";
+  }
 }
 
 TEST_F(TierManagerKeys, ADroppedKeyTakesEveryBlockOfItsNamespaceOutOfAllTiers) {

@@ -1,16 +1,22 @@
 // What stays in the tier directory, and whose directory may be opened. Real files.
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "io/checksum.h"
+#include "tests/support/open_count.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/tier_fixture.h"
 #include "tiers/tier_manager.h"
@@ -170,6 +176,69 @@ TEST_F(TierManagerReopen, AReusedTierThatHoldsStaleGroupsBehindNewOnesServesNeit
     }
     EXPECT_EQ((*manager)->Stats().placement.lost_blocks, 0);
   }
+}
+
+// Another process has made the file and not yet written to it when this one looks at it.
+TEST_F(TierManagerReopen, ATierThatIsMadeWhileItIsOpenedIsServedOrRefusedAsAnyOther) {
+  FirstRun(40);
+  std::ifstream file(File(), std::ios::binary);
+  const std::string tier(std::istreambuf_iterator<char>(file), {});
+  for (const uint64_t model : {42, 43}) {
+    SCOPED_TRACE(model);
+    ASSERT_TRUE(std::filesystem::remove(File()));
+    int maker = ::open(File().c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    ASSERT_GE(maker, 0);
+    ASSERT_EQ(::flock(maker, LOCK_EX), 0);
+    absl::StatusOr<std::unique_ptr<TierManager>> manager;
+    TierManagerOptions options = Options(true);
+    options.model_fingerprint = model;
+    std::thread opener([&] { manager = TierManager::Open(options); });
+    while (OpenCount(File()) < 2) std::this_thread::yield();
+    ASSERT_EQ(::pwrite(maker, tier.data(), tier.size(), 0), static_cast<ssize_t>(tier.size()));
+    ::close(maker);
+    opener.join();
+    if (model == 42) {
+      ASSERT_TRUE(manager.ok()) << manager.status();
+      for (uint64_t number = 0; number < 40; ++number) EXPECT_TRUE(Serves(**manager, number));
+    } else {
+      EXPECT_EQ(manager.status().code(), absl::StatusCode::kInvalidArgument) << manager.status();
+      std::ifstream after(File(), std::ios::binary);
+      EXPECT_TRUE(std::string(std::istreambuf_iterator<char>(after), {}) == tier);
+    }
+  }
+}
+
+// --- Files of another length ---
+
+TEST_F(TierManagerReopen, AFileThatWasCutShortIsReportedAndTheTierIsDegraded) {
+  FirstRun(40);
+  const uint64_t bytes = std::filesystem::file_size(File());
+  for (const uint64_t kept : {bytes - 1, bytes / 2, uint64_t{5000}}) {
+    SCOPED_TRACE(kept);
+    std::filesystem::resize_file(File(), kept);
+    {
+      auto manager = TierManager::Open(Options(true));
+      ASSERT_TRUE(manager.ok()) << manager.status();
+      const TierStats stats = (*manager)->Stats();
+      EXPECT_EQ(stats.recovery.missing_bytes, bytes - kept);
+      EXPECT_EQ(stats.nvme_health, NvmeHealth::kDegraded);
+      Put(**manager, 1000);
+      EXPECT_TRUE((*manager)->Flush().ok());
+      EXPECT_TRUE(Serves(**manager, 1000));
+    }
+    EXPECT_EQ(std::filesystem::file_size(File()), bytes);
+  }
+  auto manager = TierManager::Open(Options(true));
+  ASSERT_TRUE(manager.ok()) << manager.status();
+  EXPECT_EQ((*manager)->Stats().recovery.missing_bytes, 0);
+}
+
+TEST_F(TierManagerReopen, AFileThatIsTooLongIsRefusedAndUntouched) {
+  FirstRun(10);
+  std::filesystem::resize_file(File(), std::filesystem::file_size(File()) + 1);
+  ExpectRefused(Options(true), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(TierManager::Open(Options(true)).status().message()),
+              HasSubstr("fsck --repair"));
 }
 
 // --- Refusals ---

@@ -95,7 +95,9 @@ TEST_F(CliFsckTest, HelpListsEveryFlag) {
     const RunResult run = RunTerrace({"fsck", help});
     EXPECT_EQ(run.exit_code, 0);
     EXPECT_THAT(run.err, IsEmpty());
-    EXPECT_THAT(run.out, AllOf(HasSubstr("--dir"), HasSubstr("--repair"), HasSubstr("--json")));
+    EXPECT_THAT(run.out, AllOf(HasSubstr("--dir"), HasSubstr("--repair"), HasSubstr("--json"),
+                               HasSubstr("Exit status"), HasSubstr("STILL DAMAGED"),
+                               HasSubstr("locked by another process")));
   }
   EXPECT_THAT(RunTerrace({"--help"}).out, HasSubstr("fsck"));
 }
@@ -243,6 +245,36 @@ TEST_F(CliFsckTest, ATruncatedFileIsDamageAndIsMendedWithoutWhatItLost) {
   ASSERT_TRUE(manager.ok()) << manager.status();
   EXPECT_NE((*manager)->Find(TestId(0)), std::nullopt);
   EXPECT_EQ((*manager)->Find(TestId(7)), std::nullopt);
+}
+
+TEST_F(CliFsckTest, AFileThatIsTooLongIsDamageAndIsCut) {
+  MakeTier().reset();
+  const std::string before = FileBytes();
+  for (const uint64_t more : {uint64_t{1} << 20, uint64_t{5}}) {
+    SCOPED_TRACE(more);
+    std::filesystem::resize_file(File(), before.size() + more);
+    EXPECT_EQ(Fsck().exit_code, 1);
+    EXPECT_EQ(Json()["damage"][0]["kind"], "file");
+    EXPECT_EQ(FileBytes().size(), before.size() + more);
+    const RunResult mended = Fsck({"--repair"});
+    EXPECT_EQ(mended.exit_code, 0) << mended.err;
+    EXPECT_THAT(mended.out, HasSubstr("Mended"));
+    EXPECT_TRUE(FileBytes() == before);
+    EXPECT_EQ(Fsck().exit_code, 0);
+  }
+  EXPECT_TRUE(TierManager::Open(Options(true)).ok());
+}
+
+TEST_F(CliFsckTest, TheTierIsNoPlaceForTheResult) {
+  MakeTier().reset();
+  const std::string before = FileBytes();
+  const std::string link = results_.Join("link");
+  std::filesystem::create_symlink(File(), link);
+  for (const std::string& path : {File(), link}) {
+    ExpectFailure(RunTerrace({"fsck", "--dir", dir_.path(), "--json", path}), 1,
+                  {"--json", path, "same file"});
+    EXPECT_TRUE(FileBytes() == before);
+  }
 }
 
 TEST_F(CliFsckTest, ResultsThatCannotBeWrittenAreFailures) {

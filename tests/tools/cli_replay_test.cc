@@ -134,6 +134,46 @@ TEST_F(CliReplayTest, ATierOfAnotherKindIsRefusedAndLeftAlone) {
   }
 }
 
+TEST_F(CliReplayTest, AFileThatWasCutShortIsReported) {
+  const std::string trace = MakeTrace(20);
+  MustReplay(trace);
+  const uint64_t whole = ReadFile(tier_file_).size();
+  constexpr uint64_t kKept = 5000;
+  ASSERT_EQ(truncate(tier_file_.c_str(), off_t{kKept}), 0);
+  const RunResult run = Replay(trace, {"--reuse"});
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(run.out, AllOf(HasSubstr("CUT SHORT"), HasSubstr("degraded")));
+  EXPECT_EQ(Json()["recovery"]["missing_bytes"], whole - kKept);
+  EXPECT_EQ(Json()["nvme_health"], "degraded");
+}
+
+TEST_F(CliReplayTest, OutputsDoNotOverwriteWhatTheRunLivesOn) {
+  const std::string trace = MakeTrace(5);
+  const std::string trace_bytes = ReadFile(trace);
+  for (const char* flag : {"--json", "--flush-log", "--export-ops"}) {
+    for (const std::string& path : {tier_file_, trace}) {
+      SCOPED_TRACE(absl::StrCat(flag, " ", path));
+      const RunResult run = Replay(trace, {flag, path});
+      EXPECT_EQ(run.exit_code, 1);
+      EXPECT_THAT(run.err, AllOf(HasSubstr(flag), HasSubstr(path), HasSubstr("same file")));
+      EXPECT_EQ(ReadFile(trace), trace_bytes);
+    }
+  }
+  MustReplay(trace, {"--reuse"});
+}
+
+TEST_F(CliReplayTest, ABadKeyFileIsNamedAndTheTierStays) {
+  const std::string trace = MakeTrace(20);
+  MustReplay(trace);
+  const std::string before = ReadFile(tier_file_);
+  for (const std::string& path : {tier_, std::string("/dev/zero"), dir_.Join("absent"), trace}) {
+    const RunResult run = Replay(trace, {"--key-file", path});
+    EXPECT_EQ(run.exit_code, 1) << "signal " << run.signal;
+    EXPECT_THAT(run.err, AllOf(HasSubstr("--key-file"), HasSubstr(path)));
+    EXPECT_TRUE(ReadFile(tier_file_) == before);
+  }
+}
+
 TEST_F(CliReplayTest, AFileThatIsNoTierIsRefusedAndLeftAlone) {
   const std::string content(10'000, 'x');
   std::ofstream(tier_file_) << content;

@@ -144,6 +144,7 @@ TEST_F(CliTest, BadValuesNameTheFlagAndTheLimit) {
       {{"--no-checksums"}, {"--no-checksums", "memory"}},
       {{"--soak", "soon"}, {"--soak", "soon", "20m"}},
       {{"--max-write-amplification", "9"}, {"--max-write-amplification"}},
+      {{"--max-write-amplification", "nan"}, {"--max-write-amplification", "nan"}},
       {{"--format", "csv"}, {"--format", "csv", "mooncake"}},
       {{"--tokens-per-block", "0"}, {"--tokens-per-block", "1048576"}},
       {{"--tokens-per-block", "-512"}, {"--tokens-per-block", "-512"}},

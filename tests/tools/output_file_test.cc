@@ -61,8 +61,30 @@ TEST_F(OutputFileTest, BadPathsAreKnownAtOnceAndNamedWithTheFlag) {
   }
 }
 
+TEST_F(OutputFileTest, AFileInUseIsRefusedByAnyNameAndKeepsItsContent) {
+  const std::string link = dir_.Join("link");
+  const std::string hard_link = dir_.Join("hard-link");
+  std::ofstream(path_) << "a tier";
+  ASSERT_EQ(symlink(path_.c_str(), link.c_str()), 0);
+  ASSERT_EQ(::link(path_.c_str(), hard_link.c_str()), 0);
+  for (const std::string& name : {path_, link, hard_link}) {
+    OutputFile file("--json", name, {"", dir_.Join("absent"), path_});
+    EXPECT_THAT(std::string(file.status().message()),
+                AllOf(HasSubstr("--json " + name), HasSubstr(path_)));
+    EXPECT_TRUE(file.Write("text").ok()) << "writes nothing";
+    EXPECT_EQ(Content(), "a tier");
+    EXPECT_FALSE(CheckNotUsed("--flush-log", name, {path_}).ok());
+    EXPECT_TRUE(CheckNotUsed("--flush-log", name, {"", dir_.path()}).ok());
+  }
+}
+
+TEST_F(OutputFileTest, ATierThatIsNotThereYetIsNotMadeByAResult) {
+  { EXPECT_FALSE(OutputFile("--json", path_, {path_}).status().ok()); }
+  EXPECT_FALSE(Exists());
+}
+
 TEST_F(OutputFileTest, DevicesAreWrittenInPlace) {
-  EXPECT_TRUE(OutputFile("--json", "/dev/null").Write("text").ok());
+  EXPECT_TRUE(OutputFile("--json", "/dev/null", {"/dev/null"}).Write("text").ok());
   const absl::Status full = OutputFile("--json", "/dev/full").Write("text");
   EXPECT_THAT(full.message(), AllOf(HasSubstr("--json /dev/full"), HasSubstr("No space left")));
 }

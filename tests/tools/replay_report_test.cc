@@ -170,6 +170,17 @@ TEST(ReplayTextTest, HasNoShareOfNothing) {
               AllOf(HasSubstr("0 requests"), Not(HasSubstr("nan")), Not(HasSubstr("inf"))));
 }
 
+TEST(ReplayTextTest, SaysWhatReopeningFound) {
+  ReplayReport report = ExampleReport();
+  report.options.reuse = true;
+  report.tiers.recovery.blocks = 1'234;
+  EXPECT_THAT(ReplayText(report), AllOf(HasSubstr("1,234 blocks in"), Not(HasSubstr("DAMAGED"))));
+  report.tiers.recovery.damaged_manifests = 2;
+  EXPECT_THAT(ReplayText(report),
+              HasSubstr("; 2 damaged manifest copies; DAMAGED, see terrace fsck"));
+  EXPECT_EQ(ReplayJson(report)["recovery"]["damaged_manifests"], 2);
+}
+
 TEST(ReplayTextTest, NamesTheModelWhereThereIsOne) {
   ReplayReport report = ExampleReport();
   report.model = "llama-3.1-8b (64 MiB a block) at scale 1/1024";
