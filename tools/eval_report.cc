@@ -121,7 +121,10 @@ std::string BudgetTable(const EvalReport& report) {
     }
   }
   if (!any) return "";
-  return absl::StrCat("Fast memory, and its part of the KV of a text\n", table.ToString());
+  return absl::StrCat(
+      "Fast memory, and its part of the KV of a text\n", table.ToString(),
+      "Sinks and window as reserved, which includes the chunk of ", kChunkTokens,
+      " tokens that a prefill\nappends and, for infllm, keys as they are rotated.\n");
 }
 
 nlohmann::ordered_json CostJson(const EvalCost& cost) {

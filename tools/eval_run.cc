@@ -29,8 +29,6 @@ constexpr double kLastDepth = 0.95;
 class ScratchFolder {
  public:
   static absl::StatusOr<std::unique_ptr<ScratchFolder>> Create(const std::string& parent) {
-    std::error_code error;
-    std::filesystem::create_directories(parent, error);
     std::string path = absl::StrCat(parent, "/terrace-eval-XXXXXX");
     if (::mkdtemp(path.data()) == nullptr) {
       return absl::ErrnoToStatus(errno, absl::StrCat("--dir: ", path, ": mkdtemp"));

@@ -1,8 +1,9 @@
 // `terrace generate` from outside: policies and tiers that must not change the text, contexts that
 // outlive the process, exit codes and messages.
 
+#include <algorithm>
+#include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +24,8 @@ constexpr size_t kPromptBytes = 1500;
 
 class CliGenerateTest : public ::testing::Test {
  protected:
+  CliGenerateTest() { std::filesystem::create_directory(tier_); }
+
   // Generates 16 tokens after the first bytes of the evaluation text, unless `more` says otherwise.
   RunResult Generate(const Arguments& more) const {
     Arguments arguments = {"generate"};
@@ -93,9 +96,9 @@ TEST_F(CliGenerateTest, FailuresSayWhatAndWhere) {
   const std::vector<std::pair<Arguments, std::string>> cases = {
       {{"--model", dir_.Join("absent")}, "absent/config.json"},
       {{"--dram", "4KiB"}, "--dram: 4096 is less than one block"},
-      {{"--tokens-per-block", "3"}, "--tokens-per-block: 3 tokens of"},
+      {{"--tokens-per-block", "3", "--sinks", "2"}, "--tokens-per-block: 3 tokens of"},
       {{"--page-tokens", "7", "--policy", "quest"}, "quest"},
-      {{"--dram", "512KiB"}, "dram"},  // and nowhere to go
+      {{"--dram", "512KiB"}, "all 2 columns of 64 tokens that the tiers can hold"},
       {{"--nvme", "64MiB", "--dir", tier_, "--load", "nobody"}, "no saved context 'nobody'"},
       {{"--nvme", "64MiB", "--dir", tier_, "--save", "../x"}, "name of a saved context"},
   };
