@@ -138,7 +138,7 @@ TEST_F(CliEvalTest, FullOverTiersPredictsLikePlainAttention) {
 
 TEST_F(CliEvalTest, InfllmWithATwentiethFindsAsManyNeedlesAsFull) {
   SKIP_WITHOUT_MODEL();
-  const RunResult run = Eval({"--needles", "20", "--keys", "2", "--lengths", "2048", "--policy",
+  const RunResult run = Eval({"--needles", "20", "--lengths", "2048", "--policy",
                               "full,infllm", "--share", "0.05", "--dir", work_});
   ASSERT_EQ(run.exit_code, 0) << run.err;
   const nlohmann::json json = Json();

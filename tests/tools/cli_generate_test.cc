@@ -98,7 +98,7 @@ TEST_F(CliGenerateTest, FailuresSayWhatAndWhere) {
       {{"--dram", "4KiB"}, "--dram: 4096 is less than one block"},
       {{"--tokens-per-block", "3", "--sinks", "2"}, "--tokens-per-block: 3 tokens of"},
       {{"--page-tokens", "7", "--policy", "quest"}, "quest"},
-      {{"--dram", "512KiB"}, "all 2 columns of 64 tokens that the tiers can hold"},
+      {{"--dram", "512KiB"}, "all 3 columns of 64 tokens that the tiers can hold"},
       {{"--nvme", "64MiB", "--dir", tier_, "--load", "nobody"}, "no saved context 'nobody'"},
       {{"--nvme", "64MiB", "--dir", tier_, "--save", "../x"}, "name of a saved context"},
   };
