@@ -164,6 +164,11 @@ int64_t Context::tokens(size_t layer) const {
   return state_ == State::kDropped || layer >= core_.shape().layers ? 0 : tail_.tokens(layer);
 }
 
+std::vector<int32_t> Context::TokenIds() const {
+  absl::MutexLock lock(&mu_);
+  return token_ids_;
+}
+
 std::vector<LostTokens> Context::Lost() const {
   absl::MutexLock lock(&mu_);
   return lost_;

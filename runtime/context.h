@@ -113,6 +113,8 @@ class Context {
   // Tokens in all layers, and in one.
   int64_t tokens() const ABSL_LOCKS_EXCLUDED(mu_);
   int64_t tokens(size_t layer) const ABSL_LOCKS_EXCLUDED(mu_);
+  // The first tokens, as far as AddTokenIds named them, in the life before a Load too.
+  std::vector<int32_t> TokenIds() const ABSL_LOCKS_EXCLUDED(mu_);
   // What lookups asked for and the tiers had lost, oldest first, until it is refilled.
   std::vector<LostTokens> Lost() const ABSL_LOCKS_EXCLUDED(mu_);
   ContextStats Stats() const ABSL_LOCKS_EXCLUDED(mu_);

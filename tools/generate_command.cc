@@ -2,41 +2,33 @@
 
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
-#include <vector>
+#include <utility>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
-#include "absl/time/time.h"
 #include "nlohmann/json.hpp"
-#include "tools/byte_size.h"
-#include "tools/engine/byte_tokenizer.h"
-#include "tools/engine/engine.h"
-#include "tools/engine/generate.h"
 #include "tools/engine/input_file.h"
-#include "tools/engine/plain_attention.h"
-#include "tools/engine/sampler.h"
+#include "tools/generate_report.h"
+#include "tools/generate_run.h"
 #include "tools/output_file.h"
 #include "tools/stop_signal.h"
-#include "tools/table.h"
 
 namespace terrace {
 namespace {
 
 struct GenerateArguments {
-  std::string model;
-  std::string prompt;
+  GenerateSetup setup;
+  std::string policy = "full";
+  std::optional<std::string> prompt;
   std::string prompt_file;
-  int64_t tokens = 128;
-  SamplerOptions sampler;
   std::string json;
 };
 
@@ -59,109 +51,95 @@ absl::StatusOr<std::string> ReadStandardInput() {
 }
 
 absl::StatusOr<std::string> ReadPrompt(const GenerateArguments& arguments) {
-  if (!arguments.prompt.empty()) return arguments.prompt;
+  if (arguments.prompt.has_value()) return *arguments.prompt;
   if (!arguments.prompt_file.empty()) return ReadWholeFile(arguments.prompt_file, kMaxPromptBytes);
   return ReadStandardInput();
 }
 
-// What a run did, for the table and the JSON.
-struct GenerateReport {
-  int64_t prompt_tokens = 0;
-  GenerateResult result;
-  EngineTimes prefill;  // up to the first generated token
-  EngineTimes all;
-  uint64_t weight_bytes = 0;
-  bool interrupted = false;
-
-  int64_t decoded_tokens() const { return all.tokens - prefill.tokens; }
-};
-
-double PerSecond(int64_t tokens, absl::Duration duration) {
-  const double seconds = absl::ToDoubleSeconds(duration);
-  return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
-}
-
-std::string ReportText(const GenerateReport& report) {
-  Table table({{"", Align::kLeft}, {"tokens"}, {"time"}, {"attention"}, {"tokens/s"}});
-  const auto add = [&](const char* name, int64_t tokens, absl::Duration time,
-                       absl::Duration attention) {
-    table.AddRow({name, FormatCount(static_cast<uint64_t>(tokens)),
-                  FormatSeconds(absl::ToDoubleSeconds(time)),
-                  FormatPercent(absl::FDivDuration(attention, time)),
-                  absl::StrFormat("%.1f", PerSecond(tokens, time))});
-  };
-  add("prefill", report.prompt_tokens, report.result.prefill, report.prefill.attention);
-  add("decode", report.decoded_tokens(), report.result.decode,
-      report.all.attention - report.prefill.attention);
-  return absl::StrCat("\n\n", table.ToString(), "weights ", FormatByteSize(report.weight_bytes),
-                      " in fp32\n");
-}
-
-nlohmann::ordered_json ReportJson(const GenerateReport& report) {
-  const auto seconds = [](absl::Duration duration) { return absl::ToDoubleSeconds(duration); };
-  return {{"prompt_tokens", report.prompt_tokens},
-          {"generated_tokens", report.result.generated_tokens},
-          {"decoded_tokens", report.decoded_tokens()},
-          {"prefill_seconds", seconds(report.result.prefill)},
-          {"prefill_attention_seconds", seconds(report.prefill.attention)},
-          {"decode_seconds", seconds(report.result.decode)},
-          {"decode_attention_seconds", seconds(report.all.attention - report.prefill.attention)},
-          {"weight_bytes", report.weight_bytes}};
-}
-
-absl::StatusOr<GenerateReport> Run(const GenerateArguments& arguments) {
-  absl::StatusOr<Sampler> sampler = Sampler::Create(arguments.sampler);
-  if (!sampler.ok()) return sampler.status();
-  const absl::StatusOr<std::unique_ptr<Engine>> loaded = Engine::Load(arguments.model);
-  if (!loaded.ok()) return loaded.status();
-  Engine& engine = **loaded;
-  if (absl::Status status = CheckByteModel(engine.config()); !status.ok()) {
-    return absl::Status(status.code(), absl::StrCat(arguments.model, ": ", status.message()));
+absl::Status CheckArguments(const GenerateArguments& arguments) {
+  const GenerateSetup& setup = arguments.setup;
+  if (absl::Status status = setup.runtime.Check(); !status.ok()) return status;
+  for (const auto& [flag, given] :
+       {std::pair("--save", !setup.save.empty()), std::pair("--load", !setup.load.empty()),
+        std::pair("--reuse", setup.reuse)}) {
+    if (!given) continue;
+    if (setup.policy.is_plain()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(flag, ": --policy plain keeps nothing in tiers"));
+    }
+    if (setup.runtime.nvme == 0) {
+      return absl::InvalidArgumentError(absl::StrCat(flag, ": needs --nvme and --dir"));
+    }
   }
-  const absl::StatusOr<std::string> prompt = ReadPrompt(arguments);
-  if (!prompt.ok()) return prompt.status();
-  const std::vector<int32_t> tokens = EncodeText(*prompt);
-  const auto prompt_tokens = static_cast<int64_t>(tokens.size());
-  const absl::StatusOr<std::unique_ptr<PlainAttention>> attention =
-      PlainAttention::Create(engine.config(), {prompt_tokens + arguments.tokens});
-  if (!attention.ok()) return attention.status();
-
-  GenerateReport report;
-  report.prompt_tokens = prompt_tokens;
-  report.weight_bytes = engine.weights().bytes();
-  const std::atomic<bool>& stop = StopOnSignals();
-  absl::Status printed;
-  const auto take = [&](int32_t token) {
-    if (report.prefill.tokens == 0) report.prefill = engine.times();
-    printed = PrintText(DecodeTokens({token}));
-    report.interrupted = stop;
-    return printed.ok() && !report.interrupted;
-  };
-  const absl::StatusOr<GenerateResult> result =
-      Generate({tokens, 0, arguments.tokens}, engine, **attention, *sampler, take);
-  if (!result.ok()) return result.status();
-  if (!printed.ok()) return printed;
-  report.result = *result;
-  report.all = engine.times();
-  return report;
+  return absl::OkStatus();
 }
 
-ExitCode Complain(const absl::Status& status) {
+ExitCode Complain(const absl::Status& status, ExitCode code = ExitCode::kFailure) {
   std::fprintf(stderr, "terrace generate: %s\n", std::string(status.message()).c_str());
-  return ExitCode::kFailure;
+  return code;
 }
 
-ExitCode RunCommand(const GenerateArguments& arguments) {
+ExitCode RunCommand(GenerateArguments& arguments) {
+  GenerateSetup& setup = arguments.setup;
+  const absl::StatusOr<AttentionPolicy> policy =
+      ParseAttentionPolicy(arguments.policy, setup.runtime);
+  if (!policy.ok()) return Complain(policy.status(), ExitCode::kBadUsage);
+  setup.policy = *policy;
+  const absl::Status usage = CheckArguments(arguments);
+  if (!usage.ok()) return Complain(usage, ExitCode::kBadUsage);
   OutputFile json("--json", arguments.json);
   if (!json.status().ok()) return Complain(json.status());
-  const absl::StatusOr<GenerateReport> report = Run(arguments);
+  const absl::StatusOr<std::string> prompt = ReadPrompt(arguments);
+  if (!prompt.ok()) return Complain(prompt.status());
+  setup.prompt = *prompt;
+  const absl::StatusOr<GenerateReport> report =
+      RunGenerate(setup, StopOnSignals(), [](const std::string& text) { return PrintText(text); });
   if (!report.ok()) return Complain(report.status());
-  const absl::Status printed = PrintText(ReportText(*report));
-  const absl::Status written = json.Write(JsonText(ReportJson(*report)));
+  const absl::Status printed = PrintText(GenerateText(*report));
+  const absl::Status written = json.Write(JsonText(GenerateJson(*report)));
   if (!printed.ok()) return Complain(printed);
   if (!written.ok()) return Complain(written);
   if (report->interrupted) return Complain(absl::CancelledError("interrupted by a signal"));
   return ExitCode::kSuccess;
+}
+
+void AddSamplerFlags(CLI::App& command, SamplerOptions& sampler) {
+  command
+      .add_option("--temperature", sampler.temperature,
+                  "How freely to draw tokens; 0 takes the likeliest")
+      ->check(CLI::Range(0.0, 100.0));
+  command
+      .add_option("--top-k", sampler.top_k, "Draw among so many of the likeliest tokens; 0 for all")
+      ->check(CLI::Validator(CheckUnsigned, ""));
+  command
+      .add_option("--top-p", sampler.top_p,
+                  "Draw among the likeliest tokens that have this probability together")
+      ->check(CLI::Range(1e-6, 1.0));
+  command.add_option("--seed", sampler.seed, "Seed of the draws")
+      ->check(CLI::Validator(CheckUnsigned, ""));
+}
+
+void AddContextFlags(CLI::App& command, GenerateArguments& arguments) {
+  command
+      .add_option("--policy", arguments.policy,
+                  absl::StrCat("How attention finds what is beyond sinks and window: ",
+                               AttentionPolicyNames(),
+                               "; plain is the engine's own attention, without tiers"))
+      ->type_name("NAME");
+  AddRuntimeFlags(command, arguments.setup.runtime,
+                  "Directory of the NVMe tier; its file stays there after the run");
+  command.add_flag("--reuse", arguments.setup.reuse,
+                   "Start with the blocks and saved contexts that the directory holds: the "
+                   "leading tokens of the prompt that are cached there are not run; otherwise, "
+                   "unless with --load, start empty");
+  command
+      .add_option("--load", arguments.setup.load,
+                  "Continue this saved context of the directory; the prompt follows it")
+      ->type_name("NAME");
+  command
+      .add_option("--save", arguments.setup.save,
+                  "Save the context under this name in the directory")
+      ->type_name("NAME");
 }
 
 }  // namespace
@@ -172,7 +150,7 @@ void AddGenerateCommand(CLI::App& app, std::function<ExitCode()>& run) {
   command->option_defaults()->always_capture_default();
   auto arguments = std::make_shared<GenerateArguments>();
   command
-      ->add_option("--model", arguments->model,
+      ->add_option("--model", arguments->setup.model,
                    "Folder with config.json and model.safetensors, as Hugging Face lays it out")
       ->required()
       ->type_name("DIR");
@@ -184,22 +162,10 @@ void AddGenerateCommand(CLI::App& app, std::function<ExitCode()>& run) {
   command->add_option("--prompt-file", arguments->prompt_file, "File with the text to continue")
       ->type_name("FILE")
       ->excludes(prompt);
-  command->add_option("--tokens", arguments->tokens, "Tokens to generate")
+  command->add_option("--tokens", arguments->setup.tokens, "Tokens to generate")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
-  command
-      ->add_option("--temperature", arguments->sampler.temperature,
-                   "How freely to draw tokens; 0 takes the likeliest")
-      ->check(CLI::Range(0.0, 100.0));
-  command
-      ->add_option("--top-k", arguments->sampler.top_k,
-                   "Draw among so many of the likeliest tokens; 0 for all")
-      ->check(CLI::Validator(CheckUnsigned, ""));
-  command
-      ->add_option("--top-p", arguments->sampler.top_p,
-                   "Draw among the likeliest tokens that have this probability together")
-      ->check(CLI::Range(1e-6, 1.0));
-  command->add_option("--seed", arguments->sampler.seed, "Seed of the draws")
-      ->check(CLI::Validator(CheckUnsigned, ""));
+  AddSamplerFlags(*command, arguments->setup.sampler);
+  AddContextFlags(*command, *arguments);
   command->add_option("--json", arguments->json, "Write the result as JSON")->type_name("FILE");
   command->callback([arguments, &run] { run = [arguments] { return RunCommand(*arguments); }; });
 }

@@ -9,6 +9,7 @@
 
 #include "CLI/CLI.hpp"
 #include "tools/command.h"
+#include "tools/eval_command.h"
 #include "tools/fsck_command.h"
 #include "tools/generate_command.h"
 #include "tools/gentrace_command.h"
@@ -40,6 +41,7 @@ int main(int argc, char** argv) {
   terrace::AddSsdCommand(app, run);
   terrace::AddFsckCommand(app, run);
   terrace::AddGenerateCommand(app, run);
+  terrace::AddEvalCommand(app, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -11,9 +11,17 @@ absl::StatusOr<GenerateResult> Generate(const GenerateRequest& request, Engine& 
                                         absl::FunctionRef<bool(int32_t token)> take) {
   GenerateResult result;
   std::vector<float> logits(engine.config().vocab);
-  ForwardStep step = {request.prompt, request.position, LogitsOf::kLastToken};
+  ForwardStep step = {request.prompt, request.position, LogitsOf::kNone};
   const absl::Time start = absl::Now();
-  absl::Status status = engine.Forward(step, attention, absl::MakeSpan(logits));
+  absl::Status status;
+  if (step.tokens.size() > 1) {
+    step.tokens.remove_suffix(1);
+    status = engine.Forward(step, attention, {});
+    step.position += static_cast<int64_t>(step.tokens.size());
+    step.tokens = request.prompt.last(1);
+  }
+  step.logits_of = LogitsOf::kLastToken;
+  if (status.ok()) status = engine.Forward(step, attention, absl::MakeSpan(logits));
   const absl::Time prefilled = absl::Now();
   result.prefill = prefilled - start;
   while (status.ok() && result.generated_tokens < request.max_tokens) {

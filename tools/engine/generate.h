@@ -25,9 +25,10 @@ struct GenerateResult {
   absl::Duration decode;   // of the tokens that were fed back, one less than generated
 };
 
-// Runs the prompt, then token by token. Each token goes to `take`, which returns whether to go on.
-// The attention source has the prompt and all but the last generated token afterwards. Errors are
-// those of Engine::Forward.
+// Runs the prompt, the last token of it by itself, as the attention source may look up what every
+// step needs; then token by token. Each generated token goes to `take`, which returns whether to go
+// on. The attention source has the prompt and all but the last generated token afterwards. Errors
+// are those of Engine::Forward.
 absl::StatusOr<GenerateResult> Generate(const GenerateRequest& request, Engine& engine,
                                         AttentionSource& attention, Sampler& sampler,
                                         absl::FunctionRef<bool(int32_t token)> take);

@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "tools/engine/checkpoint.h"
 #include "tools/engine/physical_memory.h"
+#include "xxhash.h"
 
 namespace terrace {
 namespace {
@@ -49,6 +50,10 @@ void ReadLayer(const ModelConfig& config, const std::string& prefix, WeightReade
   reader.Read(name("mlp.gate_proj"), {config.ffn, hidden}, layer.gate);
   reader.Read(name("mlp.up_proj"), {config.ffn, hidden}, layer.up);
   reader.Read(name("mlp.down_proj"), {hidden, config.ffn}, layer.down);
+}
+
+uint64_t Hash(absl::Span<const float> values, uint64_t seed) {
+  return XXH3_64bits_withSeed(values.data(), values.size() * sizeof(float), seed);
 }
 
 uint64_t ExpectedBytes(const ModelConfig& config) {
@@ -99,6 +104,19 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& directory,
   }
   if (!reader.status().ok()) return reader.status();
   return weights;
+}
+
+uint64_t Fingerprint(const ModelWeights& weights) {
+  uint64_t hash = Hash(weights.embedding.values, 0);
+  for (const LayerWeights& layer : weights.layers) {
+    hash = Hash(layer.attention_norm, hash);
+    hash = Hash(layer.ffn_norm, hash);
+    for (const Matrix* const matrix : {&layer.query, &layer.key, &layer.value, &layer.output,
+                                       &layer.gate, &layer.up, &layer.down}) {
+      hash = Hash(matrix->values, hash);
+    }
+  }
+  return Hash(weights.head.values, Hash(weights.norm, hash));
 }
 
 }  // namespace terrace

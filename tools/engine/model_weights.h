@@ -35,6 +35,9 @@ struct ModelWeights {
   uint64_t bytes() const;
 };
 
+// A hash of every weight, which tells models of one shape apart.
+uint64_t Fingerprint(const ModelWeights& weights);
+
 // Reads the tensors of `directory` by their Hugging Face names: from the shards that
 // model.safetensors.index.json lists, or without it from model.safetensors. Tensors that a Llama
 // does not have are ignored, save biases, without which the model would be another one.

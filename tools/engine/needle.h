@@ -12,15 +12,19 @@
 
 namespace terrace {
 
-// A pass key hidden in a text, which the model is asked for at the end:
-// "\nThe red pass key is 48213. Remember it.\n" ... "\nWhat is the red pass key? The red pass key
-// is ".
-struct Needle {
-  size_t length_tokens = 0;  // of the whole prompt, with the start token
-  double depth = 0;          // where the key stands, from 0 to 1 of the length
-  uint64_t first_byte = 0;   // of the filler text where the prompt begins; the text goes round
+// A pass key, hidden in a text as "\nThe red pass key is 48213. Remember it.\n".
+struct PassKey {
+  double depth = 0;  // where it stands, from 0 to 1 of the length
   std::string colour = "red";
   std::string digits;
+};
+
+// A text with pass keys, at the end of which the model is asked for one of them: "\nWhat is the red
+// pass key? The red pass key is ".
+struct NeedleText {
+  size_t length_tokens = 0;  // with the start token and the longest of the questions
+  uint64_t first_byte = 0;   // of the filler, where the text begins; the filler goes round
+  std::vector<PassKey> keys;
 };
 
 // The colours that models are trained with.
@@ -28,16 +32,20 @@ absl::Span<const absl::string_view> NeedleColours();
 
 struct NeedleDraw {
   size_t length_tokens = 0;
-  double depth = 0;
+  absl::Span<const double> depths;  // of each key; at most as many as there are colours
   uint64_t seed = 0;
 };
-// Draws colour, five digits and the beginning in a filler of `filler_bytes`.
-Needle DrawNeedle(const NeedleDraw& draw, uint64_t filler_bytes);
+// Draws colours, which differ, five digits each and the beginning in a filler of `filler_bytes`.
+NeedleText DrawNeedleText(const NeedleDraw& draw, uint64_t filler_bytes);
 
-// The prompt, for a model of bytes. The key and the question replace the filler where they stand,
-// so that the text around them does not depend on their length. kInvalidArgument naming the field
-// when the filler is empty, the depth is not from 0 to 1, or the length leaves no room for both.
-absl::StatusOr<std::vector<int32_t>> NeedlePrompt(const Needle& needle, absl::string_view filler);
+// The text without a question, for a model of bytes. Keys replace the filler where they stand, so
+// that the text around them does not depend on their length. kInvalidArgument naming what is wrong
+// when the filler is empty, a depth is not from 0 to 1, or the length leaves no room for the keys
+// and a question.
+absl::StatusOr<std::vector<int32_t>> NeedleTokens(const NeedleText& text, absl::string_view filler);
+
+// What follows the text to ask for the key of a colour.
+std::vector<int32_t> NeedleQuestion(absl::string_view colour);
 
 }  // namespace terrace
 

@@ -5,10 +5,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "index/kv_convert.h"
 #include "io/check.h"
 #include "tbb/enumerable_thread_specific.h"
 #include "tbb/parallel_for.h"
-#include "tools/engine/half.h"
 #include "tools/engine/matrix_product.h"
 #include "tools/engine/physical_memory.h"
 
@@ -94,16 +94,19 @@ absl::StatusOr<std::unique_ptr<PlainAttention>> PlainAttention::Create(const Mod
   return std::unique_ptr<PlainAttention>(new PlainAttention(config, options));
 }
 
-void PlainAttention::Store(const AttentionStep& step, Layer& layer) const {
+absl::Status PlainAttention::Store(const AttentionStep& step, Layer& layer) const {
   const size_t stride = kv_heads_ * head_dim_;
   const auto round_row = [&](const float* from, float* to) {
     if (options_.rounding == KvDtype::kFloat32) {
       std::copy_n(from, head_dim_, to);
-      return;
+      return true;
     }
     uint16_t rounded[kMaxHeadDim];
-    EncodeFloats(from, head_dim_, options_.rounding, rounded);
-    DecodeFloats(rounded, options_.rounding, head_dim_, to);
+    if (EncodeKv(from, KvDtype::kFloat32, options_.rounding, head_dim_, rounded).has_value()) {
+      return false;
+    }
+    DecodeKv(rounded, options_.rounding, head_dim_, to);
+    return true;
   };
   for (size_t head = 0; head < kv_heads_; ++head) {
     const size_t first =
@@ -111,11 +114,17 @@ void PlainAttention::Store(const AttentionStep& step, Layer& layer) const {
     for (size_t token = 0; token < step.tokens; ++token) {
       const size_t from = token * stride + head * head_dim_;
       const size_t to = (first + token) * head_dim_;
-      round_row(step.key.data() + from, layer.keys.data() + to);
-      round_row(step.value.data() + from, layer.values.data() + to);
+      if (round_row(step.key.data() + from, layer.keys.data() + to) &&
+          round_row(step.value.data() + from, layer.values.data() + to)) {
+        continue;
+      }
+      return absl::InvalidArgumentError(absl::StrCat(
+          "plain attention: layer ", step.layer, ", token ", step.position + token, ", KV head ",
+          head, ": key or value is not finite as ", KvDtypeName(options_.rounding)));
     }
   }
   layer.tokens = step.position + static_cast<int64_t>(step.tokens);
+  return absl::OkStatus();
 }
 
 absl::Status PlainAttention::Attend(const AttentionStep& step) {
@@ -135,7 +144,7 @@ absl::Status PlainAttention::Attend(const AttentionStep& step) {
                                                      " tokens after ", layer.tokens,
                                                      ", max_tokens is ", options_.max_tokens));
   }
-  Store(step, layer);
+  if (absl::Status status = Store(step, layer); !status.ok()) return status;
 
   const size_t position = static_cast<size_t>(step.position);
   const size_t group = query_heads_ / kv_heads_;

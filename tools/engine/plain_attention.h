@@ -46,7 +46,8 @@ class PlainAttention : public AttentionSource {
 
   PlainAttention(const ModelConfig& config, const Options& options);
 
-  void Store(const AttentionStep& step, Layer& layer) const;
+  // kInvalidArgument, with no token added, for an element that is not finite when it is rounded.
+  absl::Status Store(const AttentionStep& step, Layer& layer) const;
 
   const size_t query_heads_;
   const size_t kv_heads_;

@@ -12,10 +12,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "index/kv_convert.h"
 #include "io/check.h"
 #include "io/unique_fd.h"
 #include "nlohmann/json.hpp"
-#include "tools/engine/half.h"
 
 namespace terrace {
 namespace {
@@ -89,7 +89,13 @@ absl::Status WriteValues(int fd, const std::string& path, const TensorToWrite& t
   for (size_t at = 0; at < tensor.values.size(); at += kChunkElements) {
     const absl::Span<const float> chunk = tensor.values.subspan(at, kChunkElements);
     bytes.resize(chunk.size() * KvDtypeBytes(tensor.dtype));
-    EncodeFloats(chunk.data(), chunk.size(), tensor.dtype, bytes.data());
+    const std::optional<size_t> bad =
+        EncodeKv(chunk.data(), KvDtype::kFloat32, tensor.dtype, chunk.size(), bytes.data());
+    if (bad.has_value()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": tensor \"", tensor.name, "\": element ", at + *bad,
+                       " is not finite as ", KvDtypeName(tensor.dtype)));
+    }
     if (absl::Status status = WriteAll(fd, path, bytes); !status.ok()) return status;
   }
   return absl::OkStatus();
@@ -147,7 +153,7 @@ absl::Status SafetensorsFile::Read(const TensorInfo& tensor, absl::Span<float> v
       return absl::Status(status.code(),
                           absl::StrCat(status.message(), ", in tensor \"", tensor.name, "\""));
     }
-    DecodeFloats(bytes.data(), *dtype, chunk.size(), chunk.data());
+    DecodeKv(bytes.data(), *dtype, chunk.size(), chunk.data());
     offset += bytes.size();
   }
   return absl::OkStatus();

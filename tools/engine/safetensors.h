@@ -53,7 +53,8 @@ struct TensorToWrite {
 };
 
 // Writes a safetensors file with these tensors in this order, replacing what was at `path`. Errors
-// name the path and have the errno's code; no file is left then. REQUIRES: distinct names.
+// name the path and have the errno's code, or are kInvalidArgument naming an element that is not
+// finite as stored; no file is left then. REQUIRES: distinct names.
 absl::Status WriteSafetensors(const std::string& path, absl::Span<const TensorToWrite> tensors);
 
 }  // namespace terrace

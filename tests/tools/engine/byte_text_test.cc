@@ -49,42 +49,61 @@ TEST(ByteTokenizerTest, ModelsOfOtherTokensAreRefused) {
 
 const std::string kFiller(1000, '.');
 
-Needle SomeNeedle(size_t length_tokens, double depth) {
-  Needle needle;
-  needle.length_tokens = length_tokens;
-  needle.depth = depth;
-  needle.colour = "blue";
-  needle.digits = "01234";
-  return needle;
+NeedleText SomeNeedle(size_t length_tokens, double depth) {
+  NeedleText text;
+  text.length_tokens = length_tokens;
+  text.keys = {{.depth = depth, .colour = "blue", .digits = "01234"}};
+  return text;
 }
 
 TEST(NeedleTest, KeyAndQuestionStandWhereTheyShould) {
   const std::string key = "\nThe blue pass key is 01234. Remember it.\n";
   const std::string question = "\nWhat is the blue pass key? The blue pass key is ";
+  EXPECT_EQ(DecodeTokens(NeedleQuestion("blue")), question);
   for (const double depth : {0.0, 0.05, 0.5, 0.95, 1.0}) {
-    const auto prompt = NeedlePrompt(SomeNeedle(5001, depth), kFiller);
-    ASSERT_TRUE(prompt.ok()) << prompt.status();
-    ASSERT_EQ(prompt->size(), 5001u);
-    EXPECT_EQ(prompt->front(), kStartToken);
-    const std::string text = DecodeTokens(*prompt);
-    EXPECT_EQ(text.substr(5000 - question.size()), question);
+    const auto tokens = NeedleTokens(SomeNeedle(5001, depth), kFiller);
+    ASSERT_TRUE(tokens.ok()) << tokens.status();
+    ASSERT_EQ(tokens->size(), 5001u - question.size());
+    EXPECT_EQ(tokens->front(), kStartToken);
+    const std::string text = DecodeTokens(*tokens);
     EXPECT_EQ(text.find(key), std::min<size_t>(5000 * depth, 5000 - question.size() - key.size()));
   }
+}
+
+TEST(NeedleTest, SeveralKeysStandInOneText) {
+  const std::vector<double> depths = {0.05, 0.5, 0.95};
+  const NeedleText text = DrawNeedleText({2048, depths, 1}, kFiller.size());
+  const auto tokens = NeedleTokens(text, kFiller);
+  ASSERT_TRUE(tokens.ok()) << tokens.status();
+  size_t longest = 0;
+  for (const PassKey& key : text.keys) {
+    EXPECT_THAT(DecodeTokens(*tokens),
+                HasSubstr("The " + key.colour + " pass key is " + key.digits + "."));
+    longest = std::max(longest, NeedleQuestion(key.colour).size());
+  }
+  EXPECT_EQ(tokens->size() + longest, 2048u) << "room for the longest question";
 }
 
 TEST(NeedleTest, DrawsDependOnTheSeedAlone) {
   std::vector<std::string> digits;
   std::vector<std::string> colours;
+  const std::vector<double> depths = {0.5, 0.7, 0.1, 0.2, 0.3};
   for (uint64_t seed = 0; seed < 50; ++seed) {
-    const Needle needle = DrawNeedle({2048, 0.5, seed}, 1000);
-    EXPECT_EQ(needle.length_tokens, 2048u);
-    EXPECT_EQ(needle.depth, 0.5);
-    EXPECT_EQ(needle.digits.size(), 5u);
-    EXPECT_LT(needle.first_byte, 1000u);
-    EXPECT_EQ(absl::c_count(NeedleColours(), needle.colour), 1);
-    EXPECT_EQ(DrawNeedle({4096, 0.1, seed}, 1000).digits, needle.digits);
-    digits.push_back(needle.digits);
-    colours.push_back(needle.colour);
+    const NeedleText text = DrawNeedleText({2048, depths, seed}, 1000);
+    EXPECT_EQ(text.length_tokens, 2048u);
+    EXPECT_LT(text.first_byte, 1000u);
+    ASSERT_EQ(text.keys.size(), depths.size());
+    std::vector<std::string> of_text;
+    for (size_t i = 0; i < depths.size(); ++i) {
+      EXPECT_EQ(text.keys[i].depth, depths[i]);
+      EXPECT_EQ(text.keys[i].digits.size(), 5u);
+      of_text.push_back(text.keys[i].colour);
+    }
+    EXPECT_EQ(DrawNeedleText({4096, depths, seed}, 1000).keys[0].digits, text.keys[0].digits);
+    digits.push_back(text.keys[0].digits);
+    colours.push_back(of_text[0]);
+    std::sort(of_text.begin(), of_text.end());
+    EXPECT_EQ(std::unique(of_text.begin(), of_text.end()), of_text.end());
   }
   for (const absl::string_view colour : NeedleColours()) {
     EXPECT_THAT(colours, ::testing::Contains(colour));
@@ -93,14 +112,18 @@ TEST(NeedleTest, DrawsDependOnTheSeedAlone) {
   EXPECT_EQ(std::unique(digits.begin(), digits.end()), digits.end());
 }
 
-TEST(NeedleTest, PromptsThatCannotBeMadeAreRefused) {
-  const auto message = [](const Needle& needle, absl::string_view filler) {
-    return std::string(NeedlePrompt(needle, filler).status().message());
+TEST(NeedleTest, TextsThatCannotBeMadeAreRefused) {
+  const auto message = [](const NeedleText& text, absl::string_view filler) {
+    return std::string(NeedleTokens(text, filler).status().message());
   };
-  EXPECT_THAT(message(SomeNeedle(50, 0.5), kFiller), HasSubstr("length_tokens: 50 is less than"));
+  EXPECT_THAT(message(SomeNeedle(40, 0.5), kFiller), HasSubstr("length_tokens: 40 leaves no room"));
+  EXPECT_THAT(message(SomeNeedle(80, 0.5), kFiller), HasSubstr("no room for a key of"));
   EXPECT_THAT(message(SomeNeedle(500, -0.1), kFiller), HasSubstr("depth: -0.1"));
   EXPECT_THAT(message(SomeNeedle(500, 1.1), kFiller), HasSubstr("depth: 1.1"));
   EXPECT_THAT(message(SomeNeedle(500, 0.5), ""), HasSubstr("filler text is empty"));
+  NeedleText two = SomeNeedle(500, 0.5);
+  two.keys.push_back({.depth = 0.52, .colour = "red", .digits = "56789"});
+  EXPECT_THAT(message(two, kFiller), HasSubstr("the key at 0.52 overlaps"));
 }
 
 // --- Perplexity and generation, on a random model ---

@@ -6,9 +6,9 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "index/kv_convert.h"
 #include "tests/support/temp_dir.h"
 #include "tests/tools/engine/random_model.h"
-#include "tools/engine/half.h"
 
 namespace terrace {
 namespace {
@@ -54,8 +54,10 @@ TEST_P(ModelLayoutTest, EveryTensorIsLoadedInItsPlace) {
   const auto expected = [&](const std::string& name) {
     std::vector<float> values = model_.tensors.at(name).values;
     std::vector<char> stored(values.size() * KvDtypeBytes(GetParam().dtype));
-    EncodeFloats(values.data(), values.size(), GetParam().dtype, stored.data());
-    DecodeFloats(stored.data(), GetParam().dtype, values.size(), values.data());
+    EXPECT_FALSE(
+        EncodeKv(values.data(), KvDtype::kFloat32, GetParam().dtype, values.size(), stored.data())
+            .has_value());
+    DecodeKv(stored.data(), GetParam().dtype, values.size(), values.data());
     return values;
   };
   uint64_t elements = 0;

@@ -8,8 +8,8 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "index/kv_convert.h"
 #include "tests/tools/engine/random_model.h"
-#include "tools/engine/half.h"
 
 namespace terrace {
 namespace {
@@ -120,13 +120,24 @@ TEST_F(PlainAttentionTest, RoundsWhatItStores) {
     Sequence rounded = sequence_;
     for (std::vector<float>* values : {&rounded.key, &rounded.value}) {
       std::vector<uint16_t> bits(values->size());
-      EncodeFloats(values->data(), values->size(), rounding, bits.data());
-      DecodeFloats(bits.data(), rounding, values->size(), values->data());
+      EXPECT_FALSE(
+          EncodeKv(values->data(), KvDtype::kFloat32, rounding, values->size(), bits.data())
+              .has_value());
+      DecodeKv(bits.data(), rounding, values->size(), values->data());
     }
     const auto attention = Make(rounding);
     ASSERT_TRUE(Attend(0, 0, kTokens, *attention).ok());
     ExpectNear(Expected(rounded));
   }
+}
+
+TEST_F(PlainAttentionTest, WhatDoesNotFitIsRefusedAndNothingStored) {
+  sequence_.value[kHeadDim] = 1e6f;  // token 0, KV head 1
+  const auto attention = Make(KvDtype::kFloat16);
+  const absl::Status status = Attend(0, 0, 10, *attention);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("token 0, KV head 1"));
+  EXPECT_EQ(attention->token_count(0), 0);
 }
 
 TEST_F(PlainAttentionTest, LargeScoresDoNotOverflow) {

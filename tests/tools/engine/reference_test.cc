@@ -60,13 +60,14 @@ TEST_F(ReferenceTest, EveryPositionHasTheReferencesLikeliestToken) {
 }
 
 TEST_F(ReferenceTest, TheNeedleIsBuiltAndAnsweredAsInTheReference) {
-  Needle needle;
-  needle.length_tokens = 2001;
-  needle.depth = 0.3;
-  needle.first_byte = 1000;
-  needle.digits = "48213";
-  const absl::StatusOr<std::vector<int32_t>> prompt = NeedlePrompt(needle, text_);
+  NeedleText text;
+  text.length_tokens = 2001;
+  text.first_byte = 1000;
+  text.keys = {{.depth = 0.3, .colour = "red", .digits = "48213"}};
+  absl::StatusOr<std::vector<int32_t>> prompt = NeedleTokens(text, text_);
   ASSERT_TRUE(prompt.ok()) << prompt.status();
+  const std::vector<int32_t> question = NeedleQuestion("red");
+  prompt->insert(prompt->end(), question.begin(), question.end());
   ASSERT_EQ(*prompt, reference_["needle"]["input_ids"].get<std::vector<int32_t>>());
 
   const auto expected = reference_["needle"]["greedy"].get<std::vector<int32_t>>();

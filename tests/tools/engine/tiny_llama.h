@@ -20,14 +20,21 @@ inline int64_t Count(absl::Span<const int32_t> tokens) {
   return static_cast<int64_t>(tokens.size());
 }
 
+// The folder of the small trained model, and whether it is there.
+inline std::string TinyLlamaDirectory() {
+  const char* const models = std::getenv("TERRACE_MODEL_DIR");
+  return absl::StrCat(models != nullptr ? models : TERRACE_SOURCE_DIR "/../shared/models",
+                      "/tiny-llama");
+}
+inline bool HasTinyLlama() {
+  return access(absl::StrCat(TinyLlamaDirectory(), "/model.safetensors").c_str(), R_OK) == 0;
+}
+
 // The small trained model, or a visible skip where it is not.
 class TinyLlamaTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    const char* const models = std::getenv("TERRACE_MODEL_DIR");
-    directory_ = absl::StrCat(models != nullptr ? models : TERRACE_SOURCE_DIR "/../shared/models",
-                              "/tiny-llama");
-    if (access(Join("model.safetensors").c_str(), R_OK) != 0) {
+    if (!HasTinyLlama()) {
       GTEST_SKIP() << "no model in " << directory_
                    << "; TERRACE_MODEL_DIR says where the models are";
     }
@@ -54,7 +61,7 @@ class TinyLlamaTest : public ::testing::Test {
     return logits;
   }
 
-  std::string directory_;
+  const std::string directory_ = TinyLlamaDirectory();
   std::unique_ptr<Engine> engine_;
 };
 

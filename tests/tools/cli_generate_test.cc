@@ -1,0 +1,189 @@
+// `terrace generate` from outside: policies and tiers that must not change the text, contexts that
+// outlive the process, exit codes and messages.
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "tests/support/temp_dir.h"
+#include "tests/tools/engine/tiny_llama.h"
+#include "tests/tools/terrace_program.h"
+
+namespace terrace {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr size_t kPromptBytes = 1500;
+
+class CliGenerateTest : public ::testing::Test {
+ protected:
+  CliGenerateTest() { std::filesystem::create_directory(tier_); }
+
+  // Generates 16 tokens after the first bytes of the evaluation text, unless `more` says otherwise.
+  RunResult Generate(const Arguments& more) const {
+    Arguments arguments = {"generate"};
+    Defaults defaults = {{"--model", model_}, {"--tokens", "16"}, {"--kv-dtype", "fp32"},
+                         {"--window", "128"}, {"--threads", "2"}, {"--json", json_path_}};
+    if (std::find(more.begin(), more.end(), "--prompt") == more.end()) {
+      defaults.push_back({"--prompt-file", prompt_});
+    }
+    const Arguments flags = WithDefaults(more, defaults);
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    return RunTerrace(arguments);
+  }
+  nlohmann::json Json() const {
+    std::ifstream file(json_path_);
+    return nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
+  }
+  std::vector<int32_t> Tokens(const Arguments& more) const {
+    const RunResult run = Generate(more);
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    return Json()["tokens"].get<std::vector<int32_t>>();
+  }
+  std::string WritePrompt() const {
+    std::ifstream text(model_ + "/eval.txt", std::ios::binary);
+    std::string prompt(kPromptBytes, '\0');
+    text.read(prompt.data(), kPromptBytes);
+    std::ofstream(dir_.Join("prompt"), std::ios::binary) << prompt;
+    return dir_.Join("prompt");
+  }
+
+  const TempDir dir_;
+  const std::string model_ = TinyLlamaDirectory();
+  const std::string json_path_ = dir_.Join("result.json");
+  const std::string tier_ = dir_.Join("tier");
+  const std::string prompt_ = WritePrompt();
+};
+
+#define SKIP_WITHOUT_MODEL() \
+  if (!HasTinyLlama()) GTEST_SKIP() << "no model in " << model_
+
+TEST_F(CliGenerateTest, BadUsageNamesTheFlag) {
+  const std::vector<std::pair<Arguments, std::string>> cases = {
+      {{"--policy", "best"}, "--policy: \"best\" is not one of plain, full"},
+      {{"--tokens-per-block", "0"}, "--tokens-per-block"},
+      {{"--sinks", "65"}, "--sinks: 65 is more than the --tokens-per-block of 64"},
+      {{"--window", "-1"}, "--window"},
+      {{"--lookup-blocks", "0"}, "--lookup-blocks"},
+      {{"--representatives", "0"}, "--representatives"},
+      {{"--page-tokens", "x"}, "--page-tokens"},
+      {{"--kv-dtype", "fp8"}, "--kv-dtype"},
+      {{"--dram", "some"}, "--dram"},
+      {{"--nvme", "64MiB"}, "--dir: needed"},
+      {{"--engine", "memory"}, "--engine"},
+      {{"--threads", "2000"}, "--threads"},
+      {{"--save", "a"}, "--save: needs --nvme and --dir"},
+      {{"--load", "a"}, "--load: needs --nvme and --dir"},
+      {{"--policy", "plain", "--save", "a"}, "--save: --policy plain keeps nothing"},
+      {{"--prompt", "a", "--prompt-file", "b"}, "--prompt"},
+  };
+  for (const auto& [flags, message] : cases) {
+    const RunResult run = Generate(flags);
+    EXPECT_EQ(run.exit_code, 2) << flags[0] << " " << flags[1] << ": " << run.err;
+    EXPECT_THAT(run.err, HasSubstr(message));
+  }
+}
+
+TEST_F(CliGenerateTest, FailuresSayWhatAndWhere) {
+  SKIP_WITHOUT_MODEL();
+  const std::vector<std::pair<Arguments, std::string>> cases = {
+      {{"--model", dir_.Join("absent")}, "absent/config.json"},
+      {{"--dram", "4KiB"}, "--dram: 4096 is less than one block"},
+      {{"--tokens-per-block", "3", "--sinks", "2"}, "--tokens-per-block: 3 tokens of"},
+      {{"--page-tokens", "7", "--policy", "quest"}, "quest"},
+      {{"--dram", "512KiB"}, "all 3 columns of 64 tokens that the tiers can hold"},
+      {{"--nvme", "64MiB", "--dir", tier_, "--load", "nobody"}, "no saved context 'nobody'"},
+      {{"--nvme", "64MiB", "--dir", tier_, "--save", "../x"}, "name of a saved context"},
+  };
+  for (const auto& [flags, message] : cases) {
+    const RunResult run = Generate(flags);
+    EXPECT_EQ(run.exit_code, 1) << flags[0] << " " << flags[1] << ": " << run.err;
+    EXPECT_THAT(run.err, HasSubstr(message));
+  }
+}
+
+TEST_F(CliGenerateTest, TiersDoNotChangeTheText) {
+  SKIP_WITHOUT_MODEL();
+  const std::vector<int32_t> plain = Tokens({"--policy", "plain"});
+  EXPECT_EQ(plain.size(), 16u);
+  EXPECT_EQ(Tokens({"--policy", "full"}), plain);
+  EXPECT_EQ(Json()["tiers"]["fetched_bytes"], 0);
+  EXPECT_EQ(Tokens({"--policy", "full", "--kv-dtype", "fp16"}), plain);
+  // A tenth of 6 MiB, the rest on NVMe.
+  EXPECT_EQ(Tokens({"--policy", "full", "--dram", "640KiB", "--nvme", "64MiB", "--dir", tier_}),
+            plain);
+  const nlohmann::json tiers = Json()["tiers"];
+  EXPECT_GT(tiers["fetched_bytes"], 0);
+  EXPECT_GT(tiers["hits"]["nvme"], 0);
+  EXPECT_EQ(tiers["lost_blocks"], 0);
+}
+
+TEST_F(CliGenerateTest, ASavedContextGoesOnInAnotherProcess) {
+  SKIP_WITHOUT_MODEL();
+  const std::vector<int32_t> plain = Tokens({"--policy", "plain", "--tokens", "24"});
+  const auto in_tier = [&](const Arguments& more) {
+    Arguments flags = {"--dram", "640KiB", "--nvme", "64MiB", "--dir", tier_};
+    flags.insert(flags.end(), more.begin(), more.end());
+    return Tokens(flags);
+  };
+  std::vector<int32_t> tokens = in_tier({"--tokens", "10", "--save", "chat"});
+  const std::vector<int32_t> rest =
+      in_tier({"--tokens", "14", "--load", "chat", "--prompt", "", "--save", "longer"});
+  EXPECT_EQ(Json()["loaded_tokens"], 1 + kPromptBytes + 10);
+  EXPECT_EQ(Json()["prompt_tokens"], 1);
+  tokens.insert(tokens.end(), rest.begin(), rest.end());
+  EXPECT_EQ(tokens, plain);
+  // A prompt follows what was saved.
+  in_tier({"--tokens", "1", "--load", "longer", "--prompt", "And then?"});
+  EXPECT_EQ(Json()["loaded_tokens"], 1 + kPromptBytes + 24);
+  EXPECT_EQ(Json()["prompt_tokens"], 9);
+}
+
+TEST_F(CliGenerateTest, ReuseRunsOnlyWhatIsNotCached) {
+  SKIP_WITHOUT_MODEL();
+  const Arguments flags = {"--policy", "infllm", "--nvme", "64MiB", "--dir", tier_, "--reuse"};
+  const std::vector<int32_t> first = Tokens(flags);
+  EXPECT_EQ(Json()["prefix_tokens"], 0);
+  const std::vector<int32_t> second = Tokens(flags);
+  EXPECT_GT(Json()["prefix_tokens"], 1000);
+  EXPECT_EQ(Json()["prefix_tokens"].get<size_t>() + Json()["prompt_tokens"].get<size_t>(),
+            1 + kPromptBytes);
+  EXPECT_EQ(second.size(), first.size());
+}
+
+TEST_F(CliGenerateTest, AnEmptyPromptIsOneAndTheReportIsComplete) {
+  SKIP_WITHOUT_MODEL();
+  for (const char* const policy :
+       {"plain", "full", "streaming", "infllm", "infllm-published", "quest"}) {
+    const RunResult run = Generate({"--policy", policy, "--prompt", ""});
+    ASSERT_EQ(run.exit_code, 0) << run.err;
+    for (const char* const part : {"prefill", "decode", "tokens/s", "peak memory"}) {
+      EXPECT_THAT(run.out, HasSubstr(part));
+    }
+    const nlohmann::json json = Json();
+    EXPECT_EQ(json["policy"], policy);
+    EXPECT_EQ(json["prompt_tokens"], 1) << "the token that begins every text";
+    EXPECT_EQ(json["generated_tokens"], 16);
+    EXPECT_TRUE(json["peak_memory_bytes"].is_number_unsigned());
+    if (policy == std::string("plain")) {
+      EXPECT_TRUE(json["tiers"].is_null());
+      continue;
+    }
+    EXPECT_THAT(run.out, HasSubstr("lost blocks"));
+    for (const char* const field : {"blocks", "fetched_bytes", "lost_blocks", "lost_tokens",
+                                    "window_bytes", "summary_bytes"}) {
+      EXPECT_TRUE(json["tiers"][field].is_number_integer()) << field;
+    }
+    EXPECT_EQ(json["tiers"]["capacity_bytes"]["dram"], 256 << 20);
+  }
+}
+
+}  // namespace
+}  // namespace terrace

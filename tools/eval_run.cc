@@ -1,0 +1,247 @@
+#include "tools/eval_run.h"
+
+#include <stdlib.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "tools/engine/byte_tokenizer.h"
+#include "tools/engine/input_file.h"
+#include "tools/engine/needle.h"
+#include "tools/progress.h"
+#include "tools/table.h"
+
+namespace terrace {
+namespace {
+
+constexpr uint64_t kMaxTextBytes = uint64_t{1} << 30;
+constexpr double kFirstDepth = 0.05;
+constexpr double kLastDepth = 0.95;
+
+// A new folder inside of another one, removed at the end with everything in it.
+class ScratchFolder {
+ public:
+  static absl::StatusOr<std::unique_ptr<ScratchFolder>> Create(const std::string& parent) {
+    std::string path = absl::StrCat(parent, "/terrace-eval-XXXXXX");
+    if (::mkdtemp(path.data()) == nullptr) {
+      return absl::ErrnoToStatus(errno, absl::StrCat("--dir: ", path, ": mkdtemp"));
+    }
+    return std::unique_ptr<ScratchFolder>(new ScratchFolder(std::move(path)));
+  }
+  ~ScratchFolder() {
+    std::error_code error;
+    std::filesystem::remove_all(path_, error);
+  }
+  ScratchFolder(const ScratchFolder&) = delete;
+  ScratchFolder& operator=(const ScratchFolder&) = delete;
+
+  const std::string& path() const { return path_; }
+
+ private:
+  explicit ScratchFolder(std::string path) : path_(std::move(path)) {}
+  const std::string path_;
+};
+
+// The texts and questions are the same for every policy: they follow from seed, length and number.
+class Evaluation {
+ public:
+  Evaluation(const EvalSetup& setup, const std::atomic<bool>& stop, Engine& engine,
+             std::string text, std::string dir)
+      : setup_(setup),
+        stop_(stop),
+        engine_(engine),
+        text_(std::move(text)),
+        dir_(std::move(dir)),
+        depths_(NeedleDepths(setup.needles.depths)) {}
+
+  absl::StatusOr<PolicyResult> Measure(const AttentionPolicy& policy);
+
+ private:
+  absl::StatusOr<std::unique_ptr<EvalSession>> Open(const AttentionPolicy& policy, size_t length) {
+    return EvalSession::Open({.policy = policy,
+                              .runtime = setup_.runtime,
+                              .length_tokens = length,
+                              .share = setup_.share,
+                              .dir = dir_},
+                             engine_);
+  }
+  absl::StatusOr<PolicyResult::Text> MeasureText(const AttentionPolicy& policy);
+  absl::StatusOr<NeedleRow> MeasureNeedles(const AttentionPolicy& policy, size_t length);
+  // One text with all of its questions; answers are counted in `row`.
+  absl::Status AskAbout(size_t number, EvalSession& session, NeedleRow& row);
+  // The index of the depth of a key: the keys of one text are spread, and every depth comes up as
+  // often as the others.
+  size_t DepthOf(size_t text, size_t key) const {
+    return (text + key * depths_.size() / setup_.needles.keys) % depths_.size();
+  }
+  static EvalCost CostOf(const EvalSession& session, absl::Time start) {
+    return {.seconds = absl::ToDoubleSeconds(absl::Now() - start),
+            .lookups = session.Lookups(),
+            .budget = session.Budget()};
+  }
+
+  const EvalSetup& setup_;
+  const std::atomic<bool>& stop_;
+  Engine& engine_;
+  const std::string text_;
+  const std::string dir_;
+  const std::vector<double> depths_;
+  ProgressLine progress_ = ProgressLine(stderr);
+};
+
+absl::StatusOr<PolicyResult> Evaluation::Measure(const AttentionPolicy& policy) {
+  PolicyResult result;
+  result.policy = policy.name;
+  if (setup_.perplexity.has_value()) {
+    auto text = MeasureText(policy);
+    if (!text.ok()) return text.status();
+    result.text = *std::move(text);
+  }
+  if (setup_.needles.questions == 0) return result;
+  for (const size_t length : setup_.needles.lengths) {
+    auto row = MeasureNeedles(policy, length);
+    if (!row.ok()) return row.status();
+    result.needles.push_back(*std::move(row));
+  }
+  return result;
+}
+
+absl::StatusOr<PolicyResult::Text> Evaluation::MeasureText(const AttentionPolicy& policy) {
+  progress_.Update(absl::Now(), absl::StrCat(policy.name, ": perplexity"));
+  if (stop_) return absl::CancelledError("interrupted by a signal");
+  const auto session = Open(policy, setup_.perplexity->window_tokens);
+  if (!session.ok()) return session.status();
+  const absl::Time start = absl::Now();
+  const auto perplexity =
+      MeasurePerplexity(text_, *setup_.perplexity, engine_, (*session)->source());
+  if (!perplexity.ok()) return perplexity.status();
+  return PolicyResult::Text{.perplexity = *perplexity, .cost = CostOf(**session, start)};
+}
+
+absl::StatusOr<NeedleRow> Evaluation::MeasureNeedles(const AttentionPolicy& policy, size_t length) {
+  const auto session = Open(policy, length);
+  if (!session.ok()) return session.status();
+  NeedleRow row = {.length_tokens = length, .cells = {}, .cost = {}};
+  for (const double depth : depths_) row.cells.push_back({.depth = depth});
+  const absl::Time start = absl::Now();
+  const size_t texts = setup_.needles.questions / setup_.needles.keys;
+  for (size_t i = 0; i < texts; ++i) {
+    progress_.Update(absl::Now(), absl::StrCat(policy.name, ": ", FormatCount(length),
+                                               " tokens, text ", i + 1, " of ", texts));
+    if (stop_) return absl::CancelledError("interrupted by a signal");
+    if (absl::Status status = AskAbout(i, **session, row); !status.ok()) return status;
+  }
+  row.cost = CostOf(**session, start);
+  return row;
+}
+
+absl::Status Evaluation::AskAbout(size_t number, EvalSession& session, NeedleRow& row) {
+  std::vector<double> depths;
+  for (size_t key = 0; key < setup_.needles.keys; ++key) {
+    depths.push_back(depths_[DepthOf(number, key)]);
+  }
+  constexpr uint64_t kMaxTexts = uint64_t{1} << 32;
+  const NeedleText text = DrawNeedleText({.length_tokens = row.length_tokens,
+                                          .depths = depths,
+                                          .seed = setup_.needles.seed * kMaxTexts + number},
+                                         text_.size());
+  const absl::StatusOr<std::vector<int32_t>> tokens = NeedleTokens(text, text_);
+  if (!tokens.ok()) return tokens.status();
+  absl::Status status = session.Restart();
+  if (status.ok()) status = session.Prefill(*tokens);
+  if (!status.ok()) return status;
+  for (size_t key = 0; key < text.keys.size(); ++key) {
+    const PassKey& wanted = text.keys[key];
+    const auto answer = session.Ask(NeedleQuestion(wanted.colour), wanted.digits.size());
+    if (!answer.ok()) return answer.status();
+    NeedleCell& cell = row.cells[DepthOf(number, key)];
+    ++cell.asked;
+    if (DecodeTokens(*answer) == wanted.digits) ++cell.answered;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+NeedleCell NeedleRow::Total() const {
+  NeedleCell total;
+  for (const NeedleCell& cell : cells) {
+    total.asked += cell.asked;
+    total.answered += cell.answered;
+  }
+  return total;
+}
+
+NeedleCell PolicyResult::NeedleTotal() const {
+  NeedleCell total;
+  for (const NeedleRow& row : needles) {
+    total.asked += row.Total().asked;
+    total.answered += row.Total().answered;
+  }
+  return total;
+}
+
+double PolicyResult::Seconds() const {
+  double seconds = text.has_value() ? text->cost.seconds : 0;
+  for (const NeedleRow& row : needles) seconds += row.cost.seconds;
+  return seconds;
+}
+
+LookupStats PolicyResult::Lookups() const {
+  LookupStats all;
+  if (text.has_value()) all += text->cost.lookups;
+  for (const NeedleRow& row : needles) all += row.cost.lookups;
+  return all;
+}
+
+std::vector<double> NeedleDepths(size_t count) {
+  if (count == 1) return {(kFirstDepth + kLastDepth) / 2};
+  std::vector<double> depths;
+  for (size_t i = 0; i < count; ++i) {
+    depths.push_back(kFirstDepth + (kLastDepth - kFirstDepth) * static_cast<double>(i) /
+                                       static_cast<double>(count - 1));
+  }
+  return depths;
+}
+
+absl::StatusOr<EvalReport> RunEval(const EvalSetup& setup, const std::atomic<bool>& stop) {
+  const absl::StatusOr<std::string> text = ReadWholeFile(setup.text, kMaxTextBytes);
+  if (!text.ok()) return text.status();
+  if (text->empty()) return absl::InvalidArgumentError(absl::StrCat(setup.text, ": is empty"));
+  const absl::StatusOr<std::unique_ptr<Engine>> engine =
+      Engine::Load(setup.model, {.chunk_tokens = kChunkTokens});
+  if (!engine.ok()) return engine.status();
+  if (absl::Status status = CheckByteModel((*engine)->config()); !status.ok()) {
+    return absl::Status(status.code(), absl::StrCat(setup.model, ": ", status.message()));
+  }
+  std::unique_ptr<ScratchFolder> folder;
+  if (!setup.runtime.dir.empty()) {
+    auto created = ScratchFolder::Create(setup.runtime.dir);
+    if (!created.ok()) return created.status();
+    folder = *std::move(created);
+  }
+  EvalReport report = {.model = setup.model,
+                       .text = setup.text,
+                       .share = setup.share,
+                       .keys = setup.needles.keys,
+                       .policies = {}};
+  Evaluation evaluation(setup, stop, **engine, *text, folder == nullptr ? "" : folder->path());
+  for (const AttentionPolicy& policy : setup.policies) {
+    auto result = evaluation.Measure(policy);
+    if (!result.ok()) {
+      return absl::Status(result.status().code(),
+                          absl::StrCat(policy.name, ": ", result.status().message()));
+    }
+    report.policies.push_back(*std::move(result));
+  }
+  return report;
+}
+
+}  // namespace terrace

@@ -1,0 +1,158 @@
+#include "tools/generate_run.h"
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "tools/engine/byte_tokenizer.h"
+#include "tools/engine/context_attention.h"
+#include "tools/engine/plain_attention.h"
+#include "tools/replay_report.h"
+
+namespace terrace {
+namespace {
+
+// One run: what the tokens go through, and what it came to.
+class Run {
+ public:
+  Run(const GenerateSetup& setup, Engine& engine, Sampler& sampler)
+      : setup_(setup), engine_(engine), sampler_(sampler) {}
+
+  absl::StatusOr<GenerateReport> Generate(const std::atomic<bool>& stop,
+                                          absl::FunctionRef<absl::Status(const std::string&)> take);
+
+ private:
+  absl::Status StartPlain();
+  absl::Status StartInTiers();
+  // The saved context, and the prompt after it.
+  absl::Status Load();
+  // Runs the last generated token, which only a Save needs, and saves.
+  absl::Status Save();
+  absl::Status NameTokens(absl::Span<const int32_t> tokens) {
+    return context_ == nullptr ? absl::OkStatus() : context_->AddTokenIds(tokens);
+  }
+
+  const GenerateSetup& setup_;
+  Engine& engine_;
+  Sampler& sampler_;
+  // The context goes before its runtime, and the source before both.
+  std::unique_ptr<Runtime> runtime_;
+  std::unique_ptr<Context> context_;
+  std::unique_ptr<AttentionSource> source_;
+  std::vector<int32_t> prompt_;  // what is to be run
+  int64_t position_ = 0;         // of its first token
+  GenerateReport report_;
+};
+
+absl::Status Run::StartPlain() {
+  prompt_ = EncodeText(setup_.prompt);
+  const auto tokens = static_cast<int64_t>(prompt_.size());
+  auto attention = PlainAttention::Create(engine_.config(), {tokens + setup_.tokens});
+  if (!attention.ok()) return attention.status();
+  source_ = *std::move(attention);
+  return absl::OkStatus();
+}
+
+absl::Status Run::StartInTiers() {
+  absl::StatusOr<RuntimeOptions> options =
+      MakeRuntimeOptions(setup_.runtime, setup_.policy, engine_);
+  if (!options.ok()) return options.status();
+  options->active_contexts = 1;
+  options->tiers.reuse = setup_.reuse || !setup_.load.empty();
+  auto runtime = Runtime::Open(*options);
+  if (!runtime.ok()) return runtime.status();
+  runtime_ = *std::move(runtime);
+  if (!setup_.load.empty()) {
+    if (absl::Status status = Load(); !status.ok()) return status;
+  } else {
+    prompt_ = EncodeText(setup_.prompt);
+    auto context = setup_.reuse ? runtime_->NewContext(prompt_) : runtime_->NewContext();
+    if (!context.ok()) return context.status();
+    context_ = *std::move(context);
+    position_ = context_->tokens();
+    report_.prefix_tokens = position_;
+    prompt_.erase(prompt_.begin(), prompt_.begin() + static_cast<ptrdiff_t>(position_));
+  }
+  source_ = std::make_unique<ContextAttention>(*context_, options->shape.key_state);
+  return NameTokens(prompt_);
+}
+
+absl::Status Run::Load() {
+  auto context = runtime_->Load(setup_.load);
+  if (!context.ok()) return context.status();
+  context_ = *std::move(context);
+  position_ = context_->tokens();
+  report_.loaded_tokens = position_;
+  AppendBytes(setup_.prompt, prompt_);
+  if (!prompt_.empty()) return absl::OkStatus();
+  // There must be a token to run, so the last one is run again.
+  const std::vector<int32_t> saved = context_->TokenIds();
+  if (saved.empty() || static_cast<int64_t>(saved.size()) != position_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("saved context '", setup_.load, "': ", saved.size(), " of its ", position_,
+                     " tokens are known, so it cannot go on without a prompt"));
+  }
+  prompt_ = {saved.back()};
+  --position_;
+  return context_->Truncate(position_);
+}
+
+absl::Status Run::Save() {
+  const ForwardStep step = {absl::MakeConstSpan(report_.tokens).last(1), context_->tokens(),
+                            LogitsOf::kNone};
+  if (absl::Status status = engine_.Forward(step, *source_, {}); !status.ok()) return status;
+  return context_->Save(setup_.save);
+}
+
+absl::StatusOr<GenerateReport> Run::Generate(
+    const std::atomic<bool>& stop, absl::FunctionRef<absl::Status(const std::string&)> take) {
+  absl::Status status = setup_.policy.is_plain() ? StartPlain() : StartInTiers();
+  if (!status.ok()) return status;
+  const auto take_token = [&](int32_t token) {
+    if (report_.prefill.tokens == 0) report_.prefill = engine_.times();
+    report_.tokens.push_back(token);
+    status = NameTokens({token});
+    if (status.ok()) status = take(DecodeTokens({token}));
+    report_.interrupted = stop;
+    return status.ok() && !report_.interrupted;
+  };
+  const absl::StatusOr<GenerateResult> result = terrace::Generate(
+      {prompt_, position_, setup_.tokens}, engine_, *source_, sampler_, take_token);
+  if (!result.ok()) return result.status();
+  if (!status.ok()) return status;
+  report_.policy = setup_.policy.name;
+  report_.prompt_tokens = static_cast<int64_t>(prompt_.size());
+  report_.result = *result;
+  report_.all = engine_.times();
+  report_.weight_bytes = engine_.weights().bytes();
+  if (context_ != nullptr) {
+    report_.tiers.emplace().lookups = context_->Stats().Total().AllLookups();
+    for (const LostTokens& lost : context_->Lost()) report_.tiers->lost_tokens += lost.count;
+    if (!setup_.save.empty() && !report_.interrupted) status = Save();
+    // What another process may start with.
+    if (status.ok() && setup_.runtime.nvme > 0) status = runtime_->tiers().Flush();
+    if (!status.ok()) return status;
+    report_.tiers->runtime = runtime_->Stats();
+  }
+  report_.peak_memory_bytes = ProcessUsage::Now().peak_memory_bytes;
+  return report_;
+}
+
+}  // namespace
+
+absl::StatusOr<GenerateReport> RunGenerate(
+    const GenerateSetup& setup, const std::atomic<bool>& stop,
+    absl::FunctionRef<absl::Status(const std::string&)> take) {
+  absl::StatusOr<Sampler> sampler = Sampler::Create(setup.sampler);
+  if (!sampler.ok()) return sampler.status();
+  const absl::StatusOr<std::unique_ptr<Engine>> engine =
+      Engine::Load(setup.model, {.chunk_tokens = kChunkTokens});
+  if (!engine.ok()) return engine.status();
+  if (absl::Status status = CheckByteModel((*engine)->config()); !status.ok()) {
+    return absl::Status(status.code(), absl::StrCat(setup.model, ": ", status.message()));
+  }
+  return Run(setup, **engine, *sampler).Generate(stop, take);
+}
+
+}  // namespace terrace

@@ -1,0 +1,163 @@
+#include "tools/runtime_flags.h"
+
+#include <utility>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "io/block_device.h"
+#include "io/check.h"
+#include "tools/byte_size.h"
+#include "tools/command.h"
+#include "tools/engine/context_attention.h"
+
+namespace terrace {
+namespace {
+
+constexpr absl::string_view kPlain = "plain";
+constexpr absl::string_view kPublished = "infllm-published";
+constexpr size_t kRepresentatives = 8;
+constexpr size_t kPublishedRepresentatives = 4;
+
+KvDtype DtypeOf(absl::string_view name) {
+  for (const KvDtype dtype : {KvDtype::kFloat16, KvDtype::kBfloat16, KvDtype::kFloat32}) {
+    if (name == KvDtypeName(dtype)) return dtype;
+  }
+  TERRACE_CHECK(false);
+  return KvDtype::kFloat16;
+}
+
+// Names flags where Validate names fields.
+absl::Status NameFlags(const absl::Status& status) {
+  constexpr std::pair<absl::string_view, absl::string_view> kFlags[] = {
+      {"tokens_per_block", "--tokens-per-block"},
+      {"sink_tokens", "--sinks"},
+      {"window_tokens", "--window"},
+      {"tiers.dram_bytes", "--dram"},
+      {"dram_bytes", "--dram"},
+      {"hbm_bytes", "--hbm"},
+      {"nvme_bytes", "--nvme"},
+      {"nvme_dir", "--dir"}};
+  absl::string_view message = status.message();
+  for (const auto& [field, flag] : kFlags) {
+    if (!absl::ConsumePrefix(&message, field)) continue;
+    return absl::Status(status.code(), absl::StrCat(flag, message));
+  }
+  return status;
+}
+
+void AddLookupFlags(CLI::App& command, RuntimeFlags& flags) {
+  const CLI::Validator is_unsigned(CheckUnsigned, "");
+  command
+      .add_option("--tokens-per-block", flags.tokens_per_block,
+                  "Tokens of a KV block, which holds one layer and KV head")
+      ->check(is_unsigned)
+      ->check(CLI::Range(1, 4096));
+  command.add_option("--sinks", flags.sinks, "First tokens, which every query attends to")
+      ->check(is_unsigned)
+      ->check(CLI::Range(0, 4096));
+  command.add_option("--window", flags.window, "Newest tokens, which every query attends to")
+      ->check(is_unsigned)
+      ->check(CLI::Range(1, 1 << 20));
+  command
+      .add_option("--lookup-blocks", flags.lookup_blocks,
+                  "infllm and quest: blocks that a step attends to beyond sinks and window")
+      ->check(is_unsigned)
+      ->check(CLI::Range(1, 1 << 20));
+  command
+      .add_option("--representatives", flags.representatives,
+                  "infllm: keys that stand for a block; 8 unless given, 4 for infllm-published")
+      ->check(is_unsigned)
+      ->check(CLI::Range(1, 4096));
+  command.add_option("--page-tokens", flags.page_tokens, "quest: tokens whose keys share a bound")
+      ->check(is_unsigned)
+      ->check(CLI::Range(1, 4096));
+}
+
+}  // namespace
+
+absl::Status RuntimeFlags::Check() const {
+  if (nvme > 0 && dir.empty()) {
+    return absl::InvalidArgumentError("--dir: needed when --nvme is not 0");
+  }
+  if (sinks > tokens_per_block) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--sinks: ", sinks, " is more than the --tokens-per-block of ", tokens_per_block));
+  }
+  return absl::OkStatus();
+}
+
+void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags, const std::string& dir_help) {
+  AddLookupFlags(command, flags);
+  command.add_option("--kv-dtype", flags.kv_dtype, "How elements of keys and values are stored")
+      ->check(CLI::IsMember({"fp16", "bf16", "fp32"}));
+  AddByteSizeOption(command, "--hbm", flags.hbm, "Capacity of the HBM tier; 0 for none");
+  AddByteSizeOption(command, "--dram", flags.dram,
+                    "Capacity of the DRAM tier; sinks, windows and summaries come on top");
+  AddByteSizeOption(command, "--nvme", flags.nvme,
+                    "Capacity of the NVMe tier, everything in its file included; 0 for none");
+  command.add_option("--dir", flags.dir, dir_help)->type_name("DIR");
+  command.add_option("--engine", flags.engine, "I/O engine of the NVMe tier")
+      ->check(CLI::IsMember({"auto", "io_uring", "threads"}));
+  command
+      .add_option("--threads", flags.threads,
+                  "Threads that compute attention over tiers; 0 for as many as processors")
+      ->check(CLI::Validator(CheckUnsigned, ""))
+      ->check(CLI::Range(0, 1024));
+}
+
+std::string AttentionPolicyNames() {
+  return absl::StrCat(kPlain, ", full, streaming, infllm, ", kPublished, ", quest");
+}
+
+absl::StatusOr<AttentionPolicy> ParseAttentionPolicy(absl::string_view name,
+                                                     const RuntimeFlags& flags) {
+  AttentionPolicy policy = {.name = std::string(name), .lookup = std::nullopt};
+  if (name == kPlain) return policy;
+  if (name == kPublished) {
+    policy.lookup = PublishedInfllm(flags.lookup_blocks,
+                                    flags.representatives.value_or(kPublishedRepresentatives));
+    return policy;
+  }
+  const absl::StatusOr<LookupKind> kind = ParseLookupKind(name);
+  if (!kind.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--policy: \"", name, "\" is not one of ", AttentionPolicyNames()));
+  }
+  policy.lookup = LookupOptions();
+  policy.lookup->kind = *kind;
+  policy.lookup->blocks = flags.lookup_blocks;
+  policy.lookup->representatives = flags.representatives.value_or(kRepresentatives);
+  policy.lookup->page_tokens = flags.page_tokens;
+  return policy;
+}
+
+absl::StatusOr<RuntimeOptions> MakeRuntimeOptions(const RuntimeFlags& flags,
+                                                  const AttentionPolicy& policy,
+                                                  const Engine& engine) {
+  TERRACE_CHECK(!policy.is_plain());
+  absl::StatusOr<ModelShape> shape =
+      ShapeOf(engine.config(), DtypeOf(flags.kv_dtype), policy.lookup->kind);
+  if (!shape.ok()) return shape.status();
+  RuntimeOptions options;
+  options.shape = *shape;
+  options.shape.model_id = Fingerprint(engine.weights());
+  options.tiers.hbm_bytes = flags.hbm;
+  options.tiers.dram_bytes = flags.dram;
+  options.tiers.nvme_bytes = flags.nvme;
+  options.tiers.nvme_dir = flags.dir;
+  options.tiers.engine = *ParseIoEngine(flags.engine);
+  options.tokens_per_block = flags.tokens_per_block;
+  options.sink_tokens = flags.sinks;
+  options.window_tokens = flags.window;
+  options.max_append_tokens = kChunkTokens;
+  options.lookup = *policy.lookup;
+  options.threads = flags.threads;
+  if (absl::Status status = options.Validate(); !status.ok()) return NameFlags(status);
+  const absl::Status lookup =
+      LookupPolicy::Create(options.lookup, options.shape, options.tokens_per_block).status();
+  if (!lookup.ok()) return lookup;
+  return options;
+}
+
+}  // namespace terrace

@@ -1,0 +1,72 @@
+#ifndef TERRACE_TOOLS_RUNTIME_FLAGS_H_
+#define TERRACE_TOOLS_RUNTIME_FLAGS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "runtime/lookup_policy.h"
+#include "runtime/runtime_options.h"
+#include "tools/engine/engine.h"
+
+namespace CLI {
+class App;
+}  // namespace CLI
+
+namespace terrace {
+
+// The flags with which commands open a runtime, with their defaults.
+struct RuntimeFlags {
+  size_t tokens_per_block = 64;
+  size_t sinks = 4;
+  size_t window = 512;
+  size_t lookup_blocks = 16;
+  std::optional<size_t> representatives;  // 8 for infllm; 4, as published, for infllm-published
+  size_t page_tokens = 16;
+  std::string kv_dtype = "fp16";
+  uint64_t hbm = 0;
+  uint64_t dram = uint64_t{256} << 20;
+  uint64_t nvme = 0;
+  std::string dir;
+  std::string engine = "auto";
+  size_t threads = 0;
+
+  // kInvalidArgument naming the flags that do not go together.
+  absl::Status Check() const;
+};
+
+// All but --policy, which commands take once or as a list. `flags` outlives parsing; `dir_help`
+// says what the command does with --dir.
+void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags, const std::string& dir_help);
+
+// What a name given to --policy stands for.
+struct AttentionPolicy {
+  std::string name;
+  std::optional<LookupOptions> lookup;  // nullopt: plain, the engine's own attention
+
+  bool is_plain() const { return !lookup.has_value(); }
+};
+
+// "plain, full, streaming, infllm, infllm-published, quest", for help texts.
+std::string AttentionPolicyNames();
+// kInvalidArgument naming the known ones.
+absl::StatusOr<AttentionPolicy> ParseAttentionPolicy(absl::string_view name,
+                                                     const RuntimeFlags& flags);
+
+// Tokens that the engine runs at once, and that one Append brings.
+inline constexpr size_t kChunkTokens = 512;
+
+// The options of a runtime for the model of `engine`, which validate. kInvalidArgument naming the
+// flag, its value and its limit, for a combination that this model does not allow.
+// REQUIRES: not the plain policy.
+absl::StatusOr<RuntimeOptions> MakeRuntimeOptions(const RuntimeFlags& flags,
+                                                  const AttentionPolicy& policy,
+                                                  const Engine& engine);
+
+}  // namespace terrace
+
+#endif  // TERRACE_TOOLS_RUNTIME_FLAGS_H_
