@@ -152,6 +152,8 @@ class Context {
   absl::Status SealBlock(size_t layer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status PutBlock(size_t layer, ColumnIndex column) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<ColumnIndex> ColumnAt(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status EncodeBlock(size_t layer, size_t kv_head, const KvInput& input, size_t from,
+                           absl::Span<std::byte> block) const;
   void Summarise(ColumnIndex column, size_t layer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // context_park.cc

@@ -158,48 +158,51 @@ void Context::Summarise(ColumnIndex column, size_t layer) {
 
 absl::Status Context::Refill(size_t layer, int64_t first_token, const KvInput& input) {
   if (absl::Status status = CheckLayer(layer); !status.ok()) return status;
-  const ModelShape& shape = core_.shape();
-  const size_t tokens = core_.block_tokens();
+  const auto tokens = static_cast<int64_t>(core_.block_tokens());
+  const int64_t end = first_token + static_cast<int64_t>(input.tokens);
   absl::MutexLock lock(&mu_);
   if (absl::Status status = MakeReady(); !status.ok()) return status;
-  const int64_t end = first_token + static_cast<int64_t>(input.tokens);
   if (input.keys == nullptr || input.values == nullptr || input.tokens == 0 || first_token < 0 ||
-      first_token % static_cast<int64_t>(tokens) != 0 || input.tokens % tokens != 0 ||
-      end > tail_.first(layer)) {
+      first_token % tokens != 0 || end % tokens != 0 || end > tail_.first(layer)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "layer ", layer, ": tokens ", first_token, " to ", end, " are not whole blocks of ", tokens,
         " tokens below the window, which begins at ", tail_.first(layer)));
   }
-  const size_t element = KvDtypeBytes(input.dtype);
   std::vector<std::byte> block(core_.options().BlockBytes());
-  const size_t row_bytes = core_.tail_layout().row_bytes();
-  for (int64_t first = first_token; first < end; first += static_cast<int64_t>(tokens)) {
-    const ColumnIndex column = columns_[static_cast<size_t>(first) / tokens];
-    for (size_t head = 0; head < shape.kv_heads; ++head) {
-      for (size_t token = 0; token < tokens; ++token) {
-        const size_t at =
-            (static_cast<size_t>(first - first_token) + token) * shape.kv_heads + head;
-        for (const bool in_keys : {true, false}) {
-          const auto* from = static_cast<const std::byte*>(in_keys ? input.keys : input.values) +
-                             at * shape.head_dim * element;
-          const std::optional<size_t> bad =
-              EncodeKv(from, input.dtype, shape.dtype, shape.head_dim,
-                       block.data() + (in_keys ? 0 : block.size() / 2) + token * row_bytes);
-          if (bad.has_value()) {
-            return absl::InvalidArgumentError(absl::StrCat(
-                Element(shape, layer, first_token, {in_keys, at * shape.head_dim + *bad}),
-                " is not finite as ", KvDtypeName(shape.dtype)));
-          }
-        }
-      }
+  for (int64_t first = first_token; first < end; first += tokens) {
+    const ColumnIndex column = columns_[static_cast<size_t>(first / tokens)];
+    for (uint32_t head = 0; head < core_.shape().kv_heads; ++head) {
+      absl::Status status = EncodeBlock(
+          layer, head, input, static_cast<size_t>(first - first_token), absl::MakeSpan(block));
       const BlockWrite write = {.id = core_.columns().block(column, layer, head),
                                 .bytes = block,
                                 .retention = Retention::kOwned};
-      if (absl::Status status = core_.tiers().Put({&write, 1}); !status.ok()) return status;
-      lost_.erase(std::remove(lost_.begin(), lost_.end(),
-                              LostTokens{static_cast<uint32_t>(layer), static_cast<uint32_t>(head),
-                                         first, static_cast<int64_t>(tokens)}),
-                  lost_.end());
+      if (status.ok()) status = core_.tiers().Put({&write, 1});
+      if (!status.ok()) return status;
+      const LostTokens refilled = {static_cast<uint32_t>(layer), head, first, tokens};
+      lost_.erase(std::remove(lost_.begin(), lost_.end(), refilled), lost_.end());
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Writes the rows of one KV head, from token `from` of the input on, as a block holds them.
+absl::Status Context::EncodeBlock(size_t layer, size_t kv_head, const KvInput& input, size_t from,
+                                  absl::Span<std::byte> block) const {
+  const ModelShape& shape = core_.shape();
+  const size_t row_bytes = core_.tail_layout().row_bytes();
+  for (size_t token = 0; token < core_.block_tokens(); ++token) {
+    const size_t element = ((from + token) * shape.kv_heads + kv_head) * shape.head_dim;
+    for (const bool in_keys : {true, false}) {
+      const auto* const rows = static_cast<const std::byte*>(in_keys ? input.keys : input.values);
+      const std::optional<size_t> bad = EncodeKv(
+          rows + element * KvDtypeBytes(input.dtype), input.dtype, shape.dtype, shape.head_dim,
+          block.data() + (in_keys ? 0 : block.size() / 2) + token * row_bytes);
+      if (bad.has_value()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(Element(shape, layer, 0, {in_keys, element + *bad}),
+                         " of the input is not finite as ", KvDtypeName(shape.dtype)));
+      }
     }
   }
   return absl::OkStatus();
