@@ -1,6 +1,7 @@
 #include "index/block_summary.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -40,39 +41,22 @@ const std::byte* Row(const void* keys, KvDtype dtype, size_t head_dim, size_t to
 }
 
 // Keys beyond the range of fp16 occur in no model; they are cut off rather than made infinite.
-void ToHalf(absl::Span<const float> values, uint16_t* half) {
-  for (size_t i = 0; i < values.size(); ++i) {
-    const float value = std::clamp(values[i], -kLargestHalf, kLargestHalf);
-    EncodeKv(&value, KvDtype::kFloat32, KvDtype::kFloat16, 1, &half[i]);
-  }
+uint16_t ToHalf(float value) {
+  value = std::clamp(value, -kLargestHalf, kLargestHalf);
+  uint16_t half;
+  EncodeKv(&value, KvDtype::kFloat32, KvDtype::kFloat16, 1, &half);
+  return half;
 }
 
-// Rounds [dimensions] elements to fp16 and stores them as one of the vectors of a summary.
-template <typename Round>
-void StoreRounded(absl::Span<const float> elements, size_t vector, size_t count,
-                  absl::Span<std::byte> summary, Round round) {
-  absl::InlinedVector<uint16_t, 256> halves(elements.size());
-  round(elements, halves.data());
-  auto* const out = reinterpret_cast<uint16_t*>(summary.data());
-  for (size_t i = 0; i < halves.size(); ++i) {
-    out[SummaryElement(vector, i, count, halves.size())] = halves[i];
-  }
-}
-void StoreVector(absl::Span<const float> elements, size_t vector, size_t count,
-                 absl::Span<std::byte> summary) {
-  StoreRounded(elements, vector, count, summary, ToHalf);
-}
-
-// Scores of summaries that are `count` vectors each: [rows, summaries].
-void ScoreVectors(absl::Span<const float> queries, size_t dimensions, size_t count,
-                  absl::Span<const std::byte* const> summaries, absl::Span<float> scores) {
-  const size_t rows = queries.size() / dimensions;
+// Calls score(block, the one to prefetch, best) for each summary, and sorts what it finds into
+// [rows, summaries].
+template <typename Score>
+void ScoreAll(size_t rows, absl::Span<const std::byte* const> summaries, absl::Span<float> scores,
+              Score score) {
   absl::InlinedVector<float, 64> best(rows);
   for (size_t block = 0; block < summaries.size(); ++block) {
     const size_t next = std::min(block + kPrefetchBlocks, summaries.size() - 1);
-    BestInnerProducts(queries.data(), rows, dimensions,
-                      reinterpret_cast<const uint16_t*>(summaries[block]), count,
-                      reinterpret_cast<const uint16_t*>(summaries[next]), best.data());
+    score(summaries[block], summaries[next], best.data());
     for (size_t row = 0; row < rows; ++row) scores[row * summaries.size() + block] = best[row];
   }
 }
@@ -94,21 +78,34 @@ class Representatives final : public BlockSummary {
     for (const size_t token : Chosen(keys, dtype, masses)) {
       DecodeKv(Row(keys, dtype, options_.head_dim, token), dtype, row.size(), row.data());
       if (!options_.averaged) {
-        StoreVector(row, vector++, vectors(), summary);
+        Store(row, vector++, summary);
         continue;
       }
       for (size_t i = 0; i < row.size(); ++i) sum[i] += row[i] / static_cast<float>(options_.count);
     }
-    if (options_.averaged) StoreVector(sum, 0, 1, summary);
+    if (options_.averaged) Store(sum, 0, summary);
   }
 
   void Score(absl::Span<const float> queries, absl::Span<const std::byte* const> summaries,
              absl::Span<float> scores) const override {
-    ScoreVectors(queries, options_.head_dim, vectors(), summaries, scores);
+    const SummaryQueries rows = {queries.data(), queries.size() / options_.head_dim,
+                                 options_.head_dim};
+    ScoreAll(rows.rows, summaries, scores,
+             [&](const std::byte* summary, const std::byte* next, float* best) {
+               BestHalfProducts(rows, reinterpret_cast<const uint16_t*>(summary), vectors(),
+                                reinterpret_cast<const uint16_t*>(next), best);
+             });
   }
 
  private:
   size_t vectors() const { return options_.averaged ? 1 : options_.count; }
+
+  void Store(absl::Span<const float> key, size_t vector, absl::Span<std::byte> summary) const {
+    auto* const out = reinterpret_cast<uint16_t*>(summary.data());
+    for (size_t i = 0; i < key.size(); ++i) {
+      out[SummaryElement(vector, i, vectors(), key.size())] = ToHalf(key[i]);
+    }
+  }
 
   using Tokens = absl::InlinedVector<size_t, 128>;
 
@@ -149,66 +146,33 @@ class Representatives final : public BlockSummary {
   const RepresentativeOptions options_;
 };
 
-// The half next to `half` towards +infinity (or, mirrored, -infinity); finite in, finite out.
-uint16_t NextAbove(uint16_t half) {
-  constexpr uint16_t kSign = 0x8000;
-  constexpr uint16_t kLargest = 0x7bff;
-  if (half == kLargest) return half;
-  if (half == kSign) return 1;  // above -0
-  return static_cast<uint16_t>(half & kSign ? half - 1 : half + 1);
-}
-uint16_t NextBelow(uint16_t half) {
-  constexpr uint16_t kSign = 0x8000;
-  return static_cast<uint16_t>(NextAbove(static_cast<uint16_t>(half ^ kSign)) ^ kSign);
-}
-
-// Rounds to nearest and steps once where that went inwards.
-template <typename Inwards>
-void RoundOutwards(absl::Span<const float> values, uint16_t (*step)(uint16_t), Inwards inwards,
-                   uint16_t* out) {
-  ToHalf(values, out);
-  for (size_t i = 0; i < values.size(); ++i) {
-    float rounded;
-    DecodeKv(&out[i], KvDtype::kFloat16, 1, &rounded);
-    if (inwards(rounded, values[i])) out[i] = step(out[i]);
-  }
-}
-
 // A page is one vector of 2 * head_dim elements, the largest and then the smallest of each channel:
 // its inner product with the positive part of a query followed by the negative part is the bound.
+// Elements have 8 bits, rounded outwards, and a scale a page; all scales stand behind the vectors.
 class KeyBounds final : public BlockSummary {
  public:
   explicit KeyBounds(const KeyBoundOptions& options) : options_(options) {}
 
-  size_t bytes() const override { return pages() * 2 * options_.head_dim * sizeof(uint16_t); }
+  size_t bytes() const override { return pages() * (dimensions() + sizeof(float)); }
   bool wants_masses() const override { return false; }
 
   void Summarise(const void* keys, KvDtype dtype, absl::Span<const float>,
                  absl::Span<std::byte> summary) const override {
     const size_t head_dim = options_.head_dim;
     absl::InlinedVector<float, 256> row(head_dim);
-    absl::InlinedVector<float, 512> bounds(2 * head_dim);
+    absl::InlinedVector<float, 512> bounds(dimensions());
     for (size_t page = 0; page < pages(); ++page) {
-      std::fill(bounds.begin(), bounds.begin() + static_cast<ptrdiff_t>(head_dim),
-                -std::numeric_limits<float>::infinity());
-      std::fill(bounds.begin() + static_cast<ptrdiff_t>(head_dim), bounds.end(),
-                std::numeric_limits<float>::infinity());
       for (size_t i = 0; i < options_.page_tokens; ++i) {
         const size_t token = page * options_.page_tokens + i;
         DecodeKv(Row(keys, dtype, head_dim, token), dtype, head_dim, row.data());
         for (size_t channel = 0; channel < head_dim; ++channel) {
           float& largest = bounds[channel];
           float& smallest = bounds[head_dim + channel];
-          largest = std::max(largest, row[channel]);
-          smallest = std::min(smallest, row[channel]);
+          largest = i == 0 ? row[channel] : std::max(largest, row[channel]);
+          smallest = i == 0 ? row[channel] : std::min(smallest, row[channel]);
         }
       }
-      StoreRounded(bounds, page, pages(), summary,
-                   [&](absl::Span<const float> values, uint16_t* out) {
-                     RoundOutwards(values.first(head_dim), NextAbove, std::less<float>(), out);
-                     RoundOutwards(values.subspan(head_dim), NextBelow, std::greater<float>(),
-                                   out + head_dim);
-                   });
+      Store(bounds, page, summary);
     }
   }
 
@@ -217,15 +181,38 @@ class KeyBounds final : public BlockSummary {
     const size_t head_dim = options_.head_dim;
     absl::InlinedVector<float, 2048> parts(2 * queries.size());
     for (size_t i = 0; i < queries.size(); ++i) {
-      float* const row = parts.data() + i / head_dim * 2 * head_dim;
+      float* const row = parts.data() + i / head_dim * dimensions();
       row[i % head_dim] = std::max(queries[i], 0.0f);
       row[head_dim + i % head_dim] = std::min(queries[i], 0.0f);
     }
-    ScoreVectors(parts, 2 * head_dim, pages(), summaries, scores);
+    const SummaryQueries rows = {parts.data(), queries.size() / head_dim, dimensions()};
+    ScoreAll(rows.rows, summaries, scores,
+             [&](const std::byte* summary, const std::byte* next, float* best) {
+               BestByteProducts(rows, reinterpret_cast<const int8_t*>(summary),
+                                reinterpret_cast<const float*>(summary + scales_at()), pages(),
+                                reinterpret_cast<const int8_t*>(next), best);
+             });
   }
 
  private:
   size_t pages() const { return options_.tokens / options_.page_tokens; }
+  size_t dimensions() const { return 2 * options_.head_dim; }
+  size_t scales_at() const { return pages() * dimensions(); }
+
+  void Store(absl::Span<const float> bounds, size_t page, absl::Span<std::byte> summary) const {
+    constexpr float kSteps = std::numeric_limits<int8_t>::max();
+    float largest = 0;
+    for (const float bound : bounds) largest = std::max(largest, std::abs(bound));
+    const float scale = largest / kSteps;
+    std::memcpy(summary.data() + scales_at() + page * sizeof(scale), &scale, sizeof(scale));
+    auto* const out = reinterpret_cast<int8_t*>(summary.data());
+    for (size_t i = 0; i < bounds.size(); ++i) {
+      const float steps = scale > 0 ? bounds[i] / scale : 0;
+      const float rounded = i < options_.head_dim ? std::ceil(steps) : std::floor(steps);
+      out[SummaryElement(page, i, pages(), bounds.size())] =
+          static_cast<int8_t>(std::clamp(rounded, -kSteps, kSteps));
+    }
+  }
 
   const KeyBoundOptions options_;
 };

@@ -23,7 +23,7 @@ class BlockSummary {
   // Whether Summarise profits from token masses.
   virtual bool wants_masses() const = 0;
   // `keys` is [tokens, head_dim] of `dtype`; `masses` is [tokens], the attention that each token
-  // received so far, or empty when that is not known; `summary` is [bytes()], aligned to 2.
+  // received so far, or empty when that is not known; `summary` is [bytes()], aligned to 4.
   virtual void Summarise(const void* keys, KvDtype dtype, absl::Span<const float> masses,
                          absl::Span<std::byte> summary) const = 0;
   // An estimate of the largest logit that each query has in each block. `queries` is
@@ -61,8 +61,8 @@ struct KeyBoundOptions {
   size_t page_tokens = 16;  // divides `tokens`
 };
 // Quest (arXiv 2406.10774, section 3.3): the smallest and the largest element of each channel over
-// the keys of a page, as fp16 rounded outwards. The score is the best of the pages' upper bounds,
-// so an upper bound of the block's largest logit. kInvalidArgument naming the field.
+// the keys of a page, in 8 bits and rounded outwards. The score is the best of the pages' upper
+// bounds, so an upper bound of the block's largest logit. kInvalidArgument naming the field.
 absl::StatusOr<std::unique_ptr<BlockSummary>> MakeKeyBounds(const KeyBoundOptions& options);
 
 }  // namespace terrace

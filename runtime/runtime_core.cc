@@ -77,6 +77,8 @@ absl::Status RuntimeCore::MakeMemory() {
   for (const std::unique_ptr<LookupPolicy>& policy : policies_) {
     if (policy->looks_up()) summary_bytes = std::max(summary_bytes, policy->summary()->bytes());
   }
+  constexpr size_t kCacheLine = 64;
+  summary_bytes = (summary_bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
   const size_t heads = size_t{options_.shape.layers} * options_.shape.kv_heads;
   auto columns = ColumnTable::Create({.columns = BlocksOf(options_.tiers) / heads + 1,
                                       .layers = options_.shape.layers,

@@ -98,9 +98,9 @@ TEST_P(BlockSummaryTest, BoundsAreNeverBelowAnyLogit) {
         const double score = scores[row * blocks.size() + block];
         // The sum itself is rounded.
         EXPECT_GE(score, largest - 1e-4 * (1 + std::abs(largest)));
-        // Pages of one token bound it exactly, up to the rounding of fp16.
+        // Pages of one token bound it exactly, up to the rounding to 8 bits.
         if (page_tokens == 1) {
-          EXPECT_LE(score, largest + 0.01 * static_cast<double>(head_dim()));
+          EXPECT_LE(score, largest + 0.05 * static_cast<double>(head_dim()));
         }
       }
     }
