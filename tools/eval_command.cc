@@ -145,7 +145,7 @@ void AddNeedleFlags(CLI::App& command, EvalArguments& arguments) {
       .add_option("--needles", needles.questions,
                   "Ask so many questions at each length, for pass keys hidden in the text; 0 none")
       ->check(is_unsigned)
-      ->check(CLI::Range(0, 1'000'000));
+      ->check(CLI::Range(size_t{0}, size_t{1} << 20));
   command
       .add_option("--lengths", arguments.lengths,
                   "Lengths of the texts with their questions, in tokens, separated by commas")
@@ -156,7 +156,7 @@ void AddNeedleFlags(CLI::App& command, EvalArguments& arguments) {
       .add_option("--depths", needles.depths,
                   "Depths at which keys stand, evenly from .05 to .95 of the length")
       ->check(is_unsigned)
-      ->check(CLI::Range(1, 100));
+      ->check(CLI::Range(size_t{1}, size_t{100}));
   command
       .add_option("--keys", needles.keys,
                   "Keys of different colours in one text, each of which is asked for")
@@ -164,7 +164,7 @@ void AddNeedleFlags(CLI::App& command, EvalArguments& arguments) {
       ->check(CLI::Range(size_t{1}, NeedleColours().size()));
   command.add_option("--seed", needles.seed, "Seed of the keys and of where the texts begin")
       ->check(is_unsigned)
-      ->check(CLI::Range(0, 1 << 30));
+      ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 30));
 }
 
 }  // namespace

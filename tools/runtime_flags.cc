@@ -52,26 +52,26 @@ void AddLookupFlags(CLI::App& command, RuntimeFlags& flags) {
       .add_option("--tokens-per-block", flags.tokens_per_block,
                   "Tokens of a KV block, which holds one layer and KV head")
       ->check(is_unsigned)
-      ->check(CLI::Range(1, 4096));
+      ->check(CLI::Range(size_t{1}, size_t{4096}));
   command.add_option("--sinks", flags.sinks, "First tokens, which every query attends to")
       ->check(is_unsigned)
-      ->check(CLI::Range(0, 4096));
+      ->check(CLI::Range(size_t{0}, size_t{4096}));
   command.add_option("--window", flags.window, "Newest tokens, which every query attends to")
       ->check(is_unsigned)
-      ->check(CLI::Range(1, 1 << 20));
+      ->check(CLI::Range(size_t{1}, size_t{1} << 20));
   command
       .add_option("--lookup-blocks", flags.lookup_blocks,
                   "infllm and quest: blocks that a step attends to beyond sinks and window")
       ->check(is_unsigned)
-      ->check(CLI::Range(1, 1 << 20));
+      ->check(CLI::Range(size_t{1}, size_t{1} << 20));
   command
       .add_option("--representatives", flags.representatives,
                   "infllm: keys that stand for a block; 8 unless given, 4 for infllm-published")
       ->check(is_unsigned)
-      ->check(CLI::Range(1, 4096));
+      ->check(CLI::Range(size_t{1}, size_t{4096}));
   command.add_option("--page-tokens", flags.page_tokens, "quest: tokens whose keys share a bound")
       ->check(is_unsigned)
-      ->check(CLI::Range(1, 4096));
+      ->check(CLI::Range(size_t{1}, size_t{4096}));
 }
 
 }  // namespace
@@ -103,7 +103,7 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags, const std::string& 
       .add_option("--threads", flags.threads,
                   "Threads that compute attention over tiers; 0 for as many as processors")
       ->check(CLI::Validator(CheckUnsigned, ""))
-      ->check(CLI::Range(0, 1024));
+      ->check(CLI::Range(size_t{0}, size_t{1024}));
 }
 
 std::string AttentionPolicyNames() {

@@ -38,6 +38,22 @@ TEST(ContextSave, ComesBackInAnotherRuntimeAndGoesOnAsIfNothingWas) {
   EXPECT_EQ(*rig.Step(**loaded, 40), *expected);
 }
 
+TEST(ContextSave, ItsTokensAreKnownAfterwards) {
+  ContextRig rig(DurableRuntime());
+  const std::vector<int32_t> tokens = {7, 8, 9};
+  auto context = *rig.runtime().NewContext();
+  ASSERT_TRUE(context->AddTokenIds(tokens).ok());
+  ASSERT_TRUE(rig.Prefill(*context, 3, 3).ok());
+  ASSERT_TRUE(context->Save("a").ok());
+  context.reset();
+  rig.Reopen();
+  const auto loaded = rig.runtime().Load("a");
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ((*loaded)->TokenIds(), tokens);
+  ASSERT_TRUE((*loaded)->Truncate(2).ok());
+  EXPECT_EQ((*loaded)->TokenIds(), std::vector<int32_t>({7, 8}));
+}
+
 TEST(ContextSave, CanBeLoadedTwiceAndForgotten) {
   ContextRig rig(DurableRuntime());
   auto context = *rig.runtime().NewContext();

@@ -71,7 +71,7 @@ void ExpectFailure(const RunResult& run, int exit_code, const std::vector<std::s
 
 TEST_F(CliTest, HelpOfEveryCommandListsEveryFlag) {
   const std::vector<std::pair<Arguments, Arguments>> flags_of = {
-      {{}, {"--version", "replay", "gentrace", "ssd"}},
+      {{}, {"--version", "replay", "gentrace", "ssd", "generate", "eval"}},
       {{"replay"}, {"--trace",          "--format",      "--tokens-per-block",
                     "--block-bytes",    "--hbm",         "--dram",
                     "--nvme",           "--dir",         "--policy",
@@ -86,6 +86,24 @@ TEST_F(CliTest, HelpOfEveryCommandListsEveryFlag) {
        {"--out", "--requests", "--seed", "--tokens-per-block", "--concurrent-sessions",
         "--mean-turns", "--system-prompts", "--mean-system-tokens", "--mean-turn-tokens",
         "--mean-output-tokens", "--requests-per-second", "--max-input-tokens"}},
+      {{"generate"}, {"--model",         "--prompt",
+                      "--prompt-file",   "--tokens",
+                      "--temperature",   "--top-k",
+                      "--top-p",         "--seed",
+                      "--policy",        "--tokens-per-block",
+                      "--sinks",         "--window",
+                      "--lookup-blocks", "--representatives",
+                      "--page-tokens",   "--kv-dtype",
+                      "--hbm",           "--dram",
+                      "--nvme",          "--dir",
+                      "--engine",        "--threads",
+                      "--reuse",         "--load",
+                      "--save",          "--json"}},
+      {{"eval"},
+       {"--model", "--text", "--policy", "--perplexity", "--perplexity-window",
+        "--perplexity-stride", "--perplexity-windows", "--perplexity-step", "--needles",
+        "--lengths", "--depths", "--keys", "--seed", "--share", "--dram", "--nvme", "--dir",
+        "--json", "--plot"}},
   };
   for (const auto& [command, flags] : flags_of) {
     for (const char* help : {"--help", "-h"}) {
