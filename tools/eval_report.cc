@@ -81,7 +81,9 @@ std::string NeedleTotals(const EvalReport& report) {
                     MissedMassText(lookups), FormatCount(lookups.lost_blocks)});
     }
   }
-  return absl::StrCat(table.ToString(), "Missed attention is an estimate.\n\n");
+  return absl::StrCat(table.ToString(),
+                      "Missed attention is an estimate; that of quest comes from upper "
+                      "bounds and may be far too high.\n\n");
 }
 
 void AddBudgetRow(const std::string& policy, size_t tokens, const EvalBudget& budget,

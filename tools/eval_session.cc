@@ -128,7 +128,8 @@ EvalBudget EvalSession::Budget() const {
   return {.kv_bytes = KvBytes(options.shape, options_.length_tokens),
           .dram_bytes = options.tiers.dram_bytes,
           .window_bytes = stats.window_bytes / kContexts,
-          .summary_bytes = stats.summary_bytes / stats.column_capacity * stats.columns,
+          .summary_bytes = stats.summary_bytes / stats.column_capacity *
+                           (options_.length_tokens / options.tokens_per_block),
           .lookup_blocks = looks_up ? options.lookup.blocks : 0};
 }
 

@@ -23,7 +23,7 @@ struct EvalBudget {
   uint64_t kv_bytes = 0;       // of a text of the length, in all layers and KV heads
   uint64_t dram_bytes = 0;     // capacity of the DRAM tier
   uint64_t window_bytes = 0;   // reserved for sinks and window of one context, beside the tier
-  uint64_t summary_bytes = 0;  // what lookups keep of the blocks of the text, beside the tier
+  uint64_t summary_bytes = 0;  // kept of as many blocks as the text has, beside the tier
   size_t lookup_blocks = 0;    // that a step attends to; 0 for policies that do not look up
 };
 
@@ -53,7 +53,6 @@ class EvalSession {
   AttentionSource& source() { return *source_; }
   // Of everything so far.
   LookupStats Lookups() const;
-  // Once there is a text.
   EvalBudget Budget() const;
 
  private:

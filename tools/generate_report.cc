@@ -68,7 +68,7 @@ std::string GenerateText(const GenerateReport& report) {
     const GenerateReport::Tiers& tiers = *report.tiers;
     absl::StrAppend(&text, "\n", TierTable(tiers.runtime.tiers, tiers.lookups));
     table.AddRow({"fetched from NVMe", FormatByteSize(tiers.lookups.fetched_bytes)});
-    table.AddRow({"missed attention", absl::StrCat(MissedMassText(tiers.lookups), " (estimate)")});
+    table.AddRow({"missed attention (estimate)", MissedMassText(tiers.lookups)});
     table.AddRow({"lost blocks", FormatCount(tiers.lookups.lost_blocks)});
     table.AddRow(
         {"beside the tiers",

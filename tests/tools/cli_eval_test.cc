@@ -138,8 +138,8 @@ TEST_F(CliEvalTest, FullOverTiersPredictsLikePlainAttention) {
 
 TEST_F(CliEvalTest, InfllmWithATwentiethFindsAsManyNeedlesAsFull) {
   SKIP_WITHOUT_MODEL();
-  const RunResult run = Eval({"--needles", "20", "--lengths", "2048", "--policy",
-                              "full,infllm", "--share", "0.05", "--dir", work_});
+  const RunResult run = Eval({"--needles", "20", "--lengths", "2048", "--policy", "full,infllm",
+                              "--share", "0.05", "--dir", work_});
   ASSERT_EQ(run.exit_code, 0) << run.err;
   const nlohmann::json json = Json();
   const int full = json["policies"][0]["needles"]["answered"];
