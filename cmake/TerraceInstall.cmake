@@ -21,7 +21,6 @@ foreach(library IN ITEMS io tiers index runtime)
       PATTERN "device_file.h" EXCLUDE
       PATTERN "tier_file.h" EXCLUDE
       PATTERN "attend_pass.h" EXCLUDE
-      PATTERN "attention_kernels.h" EXCLUDE
       PATTERN "checked_file.h" EXCLUDE
       PATTERN "compute_pool.h" EXCLUDE
       PATTERN "runtime_core.h" EXCLUDE

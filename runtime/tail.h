@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
-#include "runtime/attention.h"
+#include "runtime/kv_run.h"
 #include "runtime/model_shape.h"
 
 namespace terrace {
