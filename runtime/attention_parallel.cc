@@ -1,16 +1,11 @@
 #include "runtime/attention_parallel.h"
 
 #include <algorithm>
+#include <thread>
 #include <utility>
 
-#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "io/check.h"
-#include "tbb/blocked_range.h"
-#include "tbb/info.h"
-#include "tbb/parallel_for.h"
-#include "tbb/partitioner.h"
-#include "tbb/task_arena.h"
 
 namespace terrace {
 namespace {
@@ -42,28 +37,6 @@ size_t JobBytes(const AttentionJob& job, size_t head_dim) {
 
 }  // namespace
 
-class ParallelAttention::Arena {
- public:
-  explicit Arena(size_t threads) : arena_(static_cast<int>(threads)) {}
-
-  // Calls body(index, thread) for all indexes below `count`, with thread below the arena's threads
-  // and used by one call at a time.
-  void ForEach(size_t count, absl::FunctionRef<void(size_t, size_t)> body) {
-    arena_.execute([count, body] {
-      tbb::parallel_for(
-          tbb::blocked_range<size_t>(0, count, 1),
-          [body](const tbb::blocked_range<size_t>& range) {
-            const auto thread = static_cast<size_t>(tbb::this_task_arena::current_thread_index());
-            for (size_t i = range.begin(); i < range.end(); ++i) body(i, thread);
-          },
-          tbb::simple_partitioner());
-    });
-  }
-
- private:
-  tbb::task_arena arena_;
-};
-
 ParallelAttention::Worker::Worker(AttentionAccumulator accumulator)
     : accumulator(std::move(accumulator)), visible(kMaxRows) {}
 
@@ -73,7 +46,7 @@ absl::StatusOr<std::unique_ptr<ParallelAttention>> ParallelAttention::Create(
     return absl::InvalidArgumentError(
         absl::StrCat("threads: ", options.threads, " is not from 1 to ", kMaxThreads));
   }
-  const auto processors = static_cast<size_t>(tbb::info::default_concurrency());
+  const size_t processors = std::max(1u, std::thread::hardware_concurrency());
   const size_t threads = std::min(options.threads, processors);
   std::vector<Worker> workers;
   workers.reserve(threads);
@@ -83,27 +56,20 @@ absl::StatusOr<std::unique_ptr<ParallelAttention>> ParallelAttention::Create(
     if (!accumulator.ok()) return accumulator.status();
     workers.emplace_back(*std::move(accumulator));
   }
-  auto arena = threads > 1 ? std::make_unique<Arena>(threads) : nullptr;
   return std::unique_ptr<ParallelAttention>(
-      new ParallelAttention(options.head_dim, std::move(workers), std::move(arena)));
+      new ParallelAttention(options.head_dim, std::move(workers)));
 }
 
-ParallelAttention::ParallelAttention(size_t head_dim, std::vector<Worker> workers,
-                                     std::unique_ptr<Arena> arena)
-    : head_dim_(head_dim), workers_(std::move(workers)), arena_(std::move(arena)) {}
+ParallelAttention::ParallelAttention(size_t head_dim, std::vector<Worker> workers)
+    : head_dim_(head_dim), workers_(std::move(workers)), pool_(workers_.size()) {}
 
 ParallelAttention::~ParallelAttention() = default;
 
 void ParallelAttention::Run(absl::Span<const AttentionJob> jobs) {
   Plan(jobs);
-  if (arena_ == nullptr) {
-    for (const Piece& piece : pieces_) RunPiece(piece, workers_[0]);
-    for (const RowRange& range : ranges_) Merge(range);
-    return;
-  }
-  arena_->ForEach(pieces_.size(),
-                  [this](size_t i, size_t thread) { RunPiece(pieces_[i], workers_[thread]); });
-  arena_->ForEach(ranges_.size(), [this](size_t i, size_t) { Merge(ranges_[i]); });
+  pool_.ForEach(pieces_.size(),
+                [this](size_t i, size_t worker) { RunPiece(pieces_[i], workers_[worker]); });
+  pool_.ForEach(ranges_.size(), [this](size_t i, size_t) { Merge(ranges_[i]); });
 }
 
 void ParallelAttention::Plan(absl::Span<const AttentionJob> jobs) {

@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "runtime/attention.h"
+#include "runtime/compute_pool.h"
 #include "runtime/kv_run.h"
 
 namespace terrace {
@@ -49,8 +50,6 @@ class ParallelAttention {
   void Run(absl::Span<const AttentionJob> jobs);
 
  private:
-  class Arena;
-
   // Where a piece begins: a token of a part.
   struct Cursor {
     size_t part = 0;
@@ -85,7 +84,7 @@ class ParallelAttention {
     std::vector<size_t> visible;  // scratch, [rows]
   };
 
-  ParallelAttention(size_t head_dim, std::vector<Worker> workers, std::unique_ptr<Arena> arena);
+  ParallelAttention(size_t head_dim, std::vector<Worker> workers);
 
   void Plan(absl::Span<const AttentionJob> jobs);
   void PlanRows(const AttentionJob& job, size_t first_row, size_t rows);
@@ -99,8 +98,8 @@ class ParallelAttention {
   void Merge(const RowRange& range) const;
 
   const size_t head_dim_;
-  std::vector<Worker> workers_;         // [threads], by index of the thread in the arena
-  const std::unique_ptr<Arena> arena_;  // null with one thread
+  std::vector<Worker> workers_;  // [threads]
+  ComputePool pool_;
 
   // The plan of the call under way.
   std::vector<Piece> pieces_;

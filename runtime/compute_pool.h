@@ -5,10 +5,12 @@
 #include <memory>
 
 #include "absl/functional/function_ref.h"
+#include "absl/synchronization/mutex.h"
 
 namespace terrace {
 
-// The threads that compute: an arena of oneTBB. Thread-safe; calls of several threads share the
+// The threads that compute: an arena of oneTBB, or, in builds for ThreadSanitizer, threads of its
+// own, as the packaged oneTBB is not instrumented. Thread-safe; calls of several threads share the
 // workers.
 class ComputePool {
  public:
@@ -25,7 +27,8 @@ class ComputePool {
  private:
   struct Arena;
   const size_t threads_;
-  const std::unique_ptr<Arena> arena_;
+  absl::Mutex mu_;  // held while one thread alone computes, which has one worker to give
+  const std::unique_ptr<Arena> arena_;  // null for one thread
 };
 
 }  // namespace terrace

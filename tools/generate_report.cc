@@ -31,7 +31,7 @@ std::string SpeedTable(const GenerateReport& report) {
   return table.ToString();
 }
 
-nlohmann::ordered_json TiersJson(const GenerateReport::Tiers& tiers) {
+nlohmann::ordered_json TiersJson(const GenerateTiers& tiers) {
   nlohmann::ordered_json json = LookupJson(tiers.lookups);
   const TierStats& stats = tiers.runtime.tiers;
   const auto capacity = [&](Tier tier) {
@@ -65,7 +65,7 @@ std::string GenerateText(const GenerateReport& report) {
                                          " tokens of the prompt from cached blocks")});
   }
   if (report.tiers.has_value()) {
-    const GenerateReport::Tiers& tiers = *report.tiers;
+    const GenerateTiers& tiers = *report.tiers;
     absl::StrAppend(&text, "\n", TierTable(tiers.runtime.tiers, tiers.lookups));
     table.AddRow({"fetched from NVMe", FormatByteSize(tiers.lookups.fetched_bytes)});
     table.AddRow({"missed attention (estimate)", MissedMassText(tiers.lookups)});

@@ -32,6 +32,13 @@ struct GenerateSetup {
   bool reuse = false;
 };
 
+// What a run over tiers cost there.
+struct GenerateTiers {
+  LookupStats lookups;
+  RuntimeStats runtime;
+  int64_t lost_tokens = 0;  // of all layers and KV heads
+};
+
 struct GenerateReport {
   std::string policy;
   int64_t loaded_tokens = 0;    // of the saved context
@@ -45,13 +52,7 @@ struct GenerateReport {
   uint64_t peak_memory_bytes = 0;
   bool interrupted = false;
 
-  // Of a policy over tiers.
-  struct Tiers {
-    LookupStats lookups;
-    RuntimeStats runtime;
-    int64_t lost_tokens = 0;  // of all layers and KV heads
-  };
-  std::optional<Tiers> tiers;
+  std::optional<GenerateTiers> tiers;  // of a policy over tiers
 
   int64_t decoded_tokens() const { return all.tokens - prefill.tokens; }
 };

@@ -5,7 +5,7 @@
 
 #include "cblas.h"
 #include "io/check.h"
-#include "tbb/parallel_for.h"
+#include "tools/engine/engine_threads.h"
 
 namespace terrace {
 namespace {
@@ -82,8 +82,8 @@ void ApplyWeights(const Matrix& weights, absl::Span<const float> x, absl::Span<f
         {out.data() + first, tokens, count, weights.rows});
   };
   if (columns >= weights.rows) return run(0);
-  tbb::parallel_for(size_t{0}, (weights.rows + columns - 1) / columns,
-                    [&](size_t task) { run(task * columns); });
+  EngineThreads().ForEach((weights.rows + columns - 1) / columns,
+                          [&](size_t task, size_t) { run(task * columns); });
 }
 
 }  // namespace terrace

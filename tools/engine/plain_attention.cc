@@ -7,8 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "index/kv_convert.h"
 #include "io/check.h"
-#include "tbb/enumerable_thread_specific.h"
-#include "tbb/parallel_for.h"
+#include "tools/engine/engine_threads.h"
 #include "tools/engine/matrix_product.h"
 #include "tools/engine/physical_memory.h"
 
@@ -149,28 +148,32 @@ absl::Status PlainAttention::Attend(const AttentionStep& step) {
   const size_t position = static_cast<size_t>(step.position);
   const size_t group = query_heads_ / kv_heads_;
   const size_t panel = static_cast<size_t>(options_.max_tokens) * head_dim_;
-  tbb::enumerable_thread_specific<std::vector<float>> scratch;
-  const auto attend = [&](size_t kv_head, const Tile& tile) {
+  std::vector<std::vector<float>> scratch(EngineThreads().threads());
+  const auto attend = [&](size_t kv_head, const Tile& tile, size_t worker) {
     AttendTile(tile, layer.keys.data() + kv_head * panel, layer.values.data() + kv_head * panel,
-               head_dim_, scratch.local());
+               head_dim_, scratch[worker]);
   };
   if (step.tokens == 1) {
     // The heads of a group share their keys, so those are read once for all of them.
-    tbb::parallel_for(size_t{0}, kv_heads_, [&](size_t kv_head) {
+    EngineThreads().ForEach(kv_heads_, [&](size_t kv_head, size_t worker) {
       const size_t at = kv_head * group * head_dim_;
-      attend(kv_head, {step.query.data() + at, step.out.data() + at, group, head_dim_, position + 1,
-                       /*causal=*/false});
+      attend(kv_head,
+             {step.query.data() + at, step.out.data() + at, group, head_dim_, position + 1,
+              /*causal=*/false},
+             worker);
     });
     return absl::OkStatus();
   }
   const size_t tiles = (step.tokens + kTileTokens - 1) / kTileTokens;
-  tbb::parallel_for(size_t{0}, tiles * query_heads_, [&](size_t task) {
+  EngineThreads().ForEach(tiles * query_heads_, [&](size_t task, size_t worker) {
     const size_t head = task % query_heads_;
     const size_t first = task / query_heads_ * kTileTokens;
     const size_t at = (first * query_heads_ + head) * head_dim_;
-    attend(head / group, {step.query.data() + at, step.out.data() + at,
-                          std::min(kTileTokens, step.tokens - first), query_heads_ * head_dim_,
-                          position + first + 1, /*causal=*/true});
+    attend(
+        head / group,
+        {step.query.data() + at, step.out.data() + at, std::min(kTileTokens, step.tokens - first),
+         query_heads_ * head_dim_, position + first + 1, /*causal=*/true},
+        worker);
   });
   return absl::OkStatus();
 }
