@@ -22,7 +22,6 @@ foreach(library IN ITEMS io tiers index runtime)
       PATTERN "tier_file.h" EXCLUDE
       PATTERN "attend_pass.h" EXCLUDE
       PATTERN "checked_file.h" EXCLUDE
-      PATTERN "compute_pool.h" EXCLUDE
       PATTERN "runtime_core.h" EXCLUDE
       PATTERN "saved_contexts.h" EXCLUDE
       PATTERN "summary_scores.h" EXCLUDE
