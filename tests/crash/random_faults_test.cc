@@ -343,16 +343,18 @@ class FaultyDisk {
     const bool faults = met.failed_reads + met.corrupt_reads + met.unopened_blocks +
                             met.failed_writes + met.failed_syncs >
                         0;
+    const RecoveryReport& found = stats.recovery;
+    const bool damage = found.damaged_pages + found.damaged_manifests + found.missing_bytes > 0;
     EXPECT_EQ(stats.nvme_error.ok(), stats.nvme_accepts_writes) << stats.nvme_error;
     switch (stats.nvme_health) {
       case NvmeHealth::kAbsent:
         ADD_FAILURE() << "there is an NVMe tier";
         break;
       case NvmeHealth::kHealthy:
-        EXPECT_TRUE(stats.nvme_accepts_writes && !faults);
+        EXPECT_TRUE(stats.nvme_accepts_writes && !faults && !damage);
         break;
       case NvmeHealth::kDegraded:
-        EXPECT_TRUE(stats.nvme_accepts_writes && faults);
+        EXPECT_TRUE(stats.nvme_accepts_writes && (faults || damage));
         break;
       case NvmeHealth::kReadOnly:
         EXPECT_FALSE(stats.nvme_accepts_writes);
