@@ -82,7 +82,6 @@ class Tail {
   absl::Span<float> Masses(size_t layer, size_t kv_head, int64_t from, int64_t to) const;
 
   const TailLayout& layout() const { return layout_; }
-  absl::Span<std::byte> memory() const { return {memory_, layout_.bytes()}; }
 
  private:
   struct Layer {
