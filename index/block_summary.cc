@@ -19,7 +19,6 @@ namespace {
 
 constexpr size_t kMaxHeadDim = 1024;
 constexpr size_t kMaxTokens = 4096;
-constexpr float kLargestHalf = 65504;
 constexpr size_t kPrefetchBlocks = 4;  // how far ahead of the scores summaries are brought in
 
 absl::Status OutOfRange(absl::string_view field, size_t value, absl::string_view limit) {
@@ -40,32 +39,26 @@ const std::byte* Row(const void* keys, KvDtype dtype, size_t head_dim, size_t to
   return static_cast<const std::byte*>(keys) + token * head_dim * KvDtypeBytes(dtype);
 }
 
-// Keys beyond the range of fp16 occur in no model; they are cut off rather than made infinite.
-uint16_t ToHalf(float value) {
-  value = std::clamp(value, -kLargestHalf, kLargestHalf);
-  uint16_t half;
-  EncodeKv(&value, KvDtype::kFloat32, KvDtype::kFloat16, 1, &half);
-  return half;
-}
-
-// Calls score(block, the one to prefetch, best) for each summary, and sorts what it finds into
-// [rows, summaries].
-template <typename Score>
-void ScoreAll(size_t rows, absl::Span<const std::byte* const> summaries, absl::Span<float> scores,
-              Score score) {
-  absl::InlinedVector<float, 64> best(rows);
+// Scores of all summaries, sorted into [rows, summaries].
+void ScoreAll(const SummaryQueries& queries, absl::Span<const std::byte* const> summaries,
+              absl::Span<float> scores) {
+  absl::InlinedVector<float, 64> best(queries.rows());
   for (size_t block = 0; block < summaries.size(); ++block) {
     const size_t next = std::min(block + kPrefetchBlocks, summaries.size() - 1);
-    score(summaries[block], summaries[next], best.data());
-    for (size_t row = 0; row < rows; ++row) scores[row * summaries.size() + block] = best[row];
+    queries.Score(summaries[block], summaries[next], best.data());
+    for (size_t row = 0; row < best.size(); ++row) {
+      scores[row * summaries.size() + block] = best[row];
+    }
   }
 }
 
 class Representatives final : public BlockSummary {
  public:
-  explicit Representatives(const RepresentativeOptions& options) : options_(options) {}
+  explicit Representatives(const RepresentativeOptions& options)
+      : options_(options),
+        layout_({.count = options.averaged ? 1 : options.count, .dimensions = options.head_dim}) {}
 
-  size_t bytes() const override { return vectors() * options_.head_dim * sizeof(uint16_t); }
+  size_t bytes() const override { return layout_.bytes(); }
   bool wants_masses() const override {
     return options_.choice == RepresentativeChoice::kMostMass && options_.count < options_.tokens;
   }
@@ -78,35 +71,20 @@ class Representatives final : public BlockSummary {
     for (const size_t token : Chosen(keys, dtype, masses)) {
       DecodeKv(Row(keys, dtype, options_.head_dim, token), dtype, row.size(), row.data());
       if (!options_.averaged) {
-        Store(row, vector++, summary);
+        layout_.Store(vector++, row, 0, 0, summary.data());
         continue;
       }
       for (size_t i = 0; i < row.size(); ++i) sum[i] += row[i] / static_cast<float>(options_.count);
     }
-    if (options_.averaged) Store(sum, 0, summary);
+    if (options_.averaged) layout_.Store(0, sum, 0, 0, summary.data());
   }
 
   void Score(absl::Span<const float> queries, absl::Span<const std::byte* const> summaries,
              absl::Span<float> scores) const override {
-    const SummaryQueries rows = {queries.data(), queries.size() / options_.head_dim,
-                                 options_.head_dim};
-    ScoreAll(rows.rows, summaries, scores,
-             [&](const std::byte* summary, const std::byte* next, float* best) {
-               BestHalfProducts(rows, reinterpret_cast<const uint16_t*>(summary), vectors(),
-                                reinterpret_cast<const uint16_t*>(next), best);
-             });
+    ScoreAll(SummaryQueries(layout_, queries), summaries, scores);
   }
 
  private:
-  size_t vectors() const { return options_.averaged ? 1 : options_.count; }
-
-  void Store(absl::Span<const float> key, size_t vector, absl::Span<std::byte> summary) const {
-    auto* const out = reinterpret_cast<uint16_t*>(summary.data());
-    for (size_t i = 0; i < key.size(); ++i) {
-      out[SummaryElement(vector, i, vectors(), key.size())] = ToHalf(key[i]);
-    }
-  }
-
   using Tokens = absl::InlinedVector<size_t, 128>;
 
   Tokens Chosen(const void* keys, KvDtype dtype, absl::Span<const float> masses) const {
@@ -144,24 +122,28 @@ class Representatives final : public BlockSummary {
   }
 
   const RepresentativeOptions options_;
+  const SummaryLayout layout_;
 };
 
 // A page is one vector of 2 * head_dim elements, the largest and then the smallest of each channel:
 // its inner product with the positive part of a query followed by the negative part is the bound.
-// Elements have 8 bits, rounded outwards, and a scale a page; all scales stand behind the vectors.
+// Bounds are rounded outwards.
 class KeyBounds final : public BlockSummary {
  public:
-  explicit KeyBounds(const KeyBoundOptions& options) : options_(options) {}
+  explicit KeyBounds(const KeyBoundOptions& options)
+      : options_(options),
+        layout_(
+            {.count = options.tokens / options.page_tokens, .dimensions = 2 * options.head_dim}) {}
 
-  size_t bytes() const override { return pages() * (dimensions() + sizeof(float)); }
+  size_t bytes() const override { return layout_.bytes(); }
   bool wants_masses() const override { return false; }
 
   void Summarise(const void* keys, KvDtype dtype, absl::Span<const float>,
                  absl::Span<std::byte> summary) const override {
     const size_t head_dim = options_.head_dim;
     absl::InlinedVector<float, 256> row(head_dim);
-    absl::InlinedVector<float, 512> bounds(dimensions());
-    for (size_t page = 0; page < pages(); ++page) {
+    absl::InlinedVector<float, 512> bounds(layout_.dimensions);
+    for (size_t page = 0; page < layout_.count; ++page) {
       for (size_t i = 0; i < options_.page_tokens; ++i) {
         const size_t token = page * options_.page_tokens + i;
         DecodeKv(Row(keys, dtype, head_dim, token), dtype, head_dim, row.data());
@@ -172,7 +154,7 @@ class KeyBounds final : public BlockSummary {
           smallest = i == 0 ? row[channel] : std::min(smallest, row[channel]);
         }
       }
-      Store(bounds, page, summary);
+      layout_.Store(page, bounds, /*up=*/head_dim, /*down=*/head_dim, summary.data());
     }
   }
 
@@ -181,40 +163,16 @@ class KeyBounds final : public BlockSummary {
     const size_t head_dim = options_.head_dim;
     absl::InlinedVector<float, 2048> parts(2 * queries.size());
     for (size_t i = 0; i < queries.size(); ++i) {
-      float* const row = parts.data() + i / head_dim * dimensions();
+      float* const row = parts.data() + i / head_dim * layout_.dimensions;
       row[i % head_dim] = std::max(queries[i], 0.0f);
       row[head_dim + i % head_dim] = std::min(queries[i], 0.0f);
     }
-    const SummaryQueries rows = {parts.data(), queries.size() / head_dim, dimensions()};
-    ScoreAll(rows.rows, summaries, scores,
-             [&](const std::byte* summary, const std::byte* next, float* best) {
-               BestByteProducts(rows, reinterpret_cast<const int8_t*>(summary),
-                                reinterpret_cast<const float*>(summary + scales_at()), pages(),
-                                reinterpret_cast<const int8_t*>(next), best);
-             });
+    ScoreAll(SummaryQueries(layout_, parts), summaries, scores);
   }
 
  private:
-  size_t pages() const { return options_.tokens / options_.page_tokens; }
-  size_t dimensions() const { return 2 * options_.head_dim; }
-  size_t scales_at() const { return pages() * dimensions(); }
-
-  void Store(absl::Span<const float> bounds, size_t page, absl::Span<std::byte> summary) const {
-    constexpr float kSteps = std::numeric_limits<int8_t>::max();
-    float largest = 0;
-    for (const float bound : bounds) largest = std::max(largest, std::abs(bound));
-    const float scale = largest / kSteps;
-    std::memcpy(summary.data() + scales_at() + page * sizeof(scale), &scale, sizeof(scale));
-    auto* const out = reinterpret_cast<int8_t*>(summary.data());
-    for (size_t i = 0; i < bounds.size(); ++i) {
-      const float steps = scale > 0 ? bounds[i] / scale : 0;
-      const float rounded = i < options_.head_dim ? std::ceil(steps) : std::floor(steps);
-      out[SummaryElement(page, i, pages(), bounds.size())] =
-          static_cast<int8_t>(std::clamp(rounded, -kSteps, kSteps));
-    }
-  }
-
   const KeyBoundOptions options_;
+  const SummaryLayout layout_;
 };
 
 }  // namespace

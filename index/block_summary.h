@@ -50,8 +50,9 @@ struct RepresentativeOptions {
   // paper does.
   bool averaged = false;
 };
-// InfLLM (arXiv 2402.04617, section 3.2): some keys of the block, as fp16, scored by the best of
-// them: a lower bound of the block's largest logit. kInvalidArgument naming the field.
+// InfLLM (arXiv 2402.04617, section 3.2): some keys of the block, in 8 bits with a scale each,
+// scored by the best of them: a lower bound of the block's largest logit, up to that rounding.
+// kInvalidArgument naming the field.
 absl::StatusOr<std::unique_ptr<BlockSummary>> MakeRepresentatives(
     const RepresentativeOptions& options);
 

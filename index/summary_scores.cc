@@ -1,7 +1,11 @@
 #include "index/summary_scores.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
+
+// Arrays of vectors need vectors of a size that the compiler knows.
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "index/summary_scores.cc"
@@ -12,125 +16,200 @@
 HWY_BEFORE_NAMESPACE();
 namespace terrace {
 namespace HWY_NAMESPACE {
+namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Eight lanes at most: half a register of fp16 becomes a whole one of fp32.
-using FloatTag = hn::CappedTag<float, kVectorGroup>;
-using Floats = hn::Vec<FloatTag>;
+#if HWY_TARGET == HWY_SCALAR
+
+// Of one row.
+float ScoreRow(const int16_t* HWY_RESTRICT query, size_t dimensions,
+               const int8_t* HWY_RESTRICT vectors, const float* scales, size_t count) {
+  float most = -std::numeric_limits<float>::infinity();
+  for (size_t vector = 0; vector < count; ++vector, vectors += dimensions) {
+    int32_t sum = 0;
+    for (size_t i = 0; i < dimensions; ++i) sum += int32_t{query[i]} * vectors[i];
+    most = std::max(most, static_cast<float>(sum) * scales[vector]);
+  }
+  return most;
+}
+
+#else
+
+// 16 lanes at most, which is what dimensions are padded to.
+using ShortTag = hn::CappedTag<int16_t, 16>;
+using IntTag = hn::RepartitionToWide<ShortTag>;
+using ByteTag = hn::Rebind<int8_t, ShortTag>;
+using FourInts = hn::CappedTag<int32_t, 4>;
+using FourFloats = hn::CappedTag<float, 4>;
+using Ints = hn::Vec<IntTag>;
 
 constexpr size_t kRowTile = 4;  // query rows that share one load of a vector
+constexpr size_t kLineBytes = 64;
 
-Floats LoadFloats(const hwy::float16_t* at) {
-  return hn::PromoteTo(FloatTag(), hn::LoadU(hn::Rebind<hwy::float16_t, FloatTag>(), at));
-}
-Floats LoadFloats(const int8_t* at) {
-  const hn::Rebind<int32_t, FloatTag> integers;
-  return hn::ConvertTo(FloatTag(),
-                       hn::PromoteTo(integers, hn::LoadU(hn::Rebind<int8_t, FloatTag>(), at)));
+// The sum of the halves of eight lanes; four lanes as they are.
+template <class Tag>
+hn::Vec<FourInts> FoldToFour(Tag tag, hn::Vec<Tag> lanes) {
+  if constexpr (hn::MaxLanes(Tag()) > kRowTile) {
+    const hn::Half<Tag> half;
+    return hn::Add(hn::LowerHalf(half, lanes), hn::UpperHalf(half, lanes));
+  } else {
+    return lanes;
+  }
 }
 
-// Of one group; lanes are vectors.
-template <size_t kRows, typename T>
-void GroupTile(const float* HWY_RESTRICT queries, size_t dimensions, const T* HWY_RESTRICT group,
-               const T* next, const float* scales, float* HWY_RESTRICT best) {
-  constexpr size_t kDimensionsPerLine = 64 / (kVectorGroup * sizeof(T));
-  const FloatTag floats;
-  const size_t lanes = hn::Lanes(floats);
-  for (size_t lane = 0; lane < kVectorGroup; lane += lanes) {
-    // Two sums a row hide the latency of the multiply-add.
-    Floats even[kRows];
-    Floats odd[kRows];
-    for (size_t r = 0; r < kRows; ++r) even[r] = odd[r] = hn::Zero(floats);
-    for (size_t i = 0; i < dimensions; i += 2) {
-      // Summaries of blocks lie apart, where the processor does not see them coming.
-      if (i % kDimensionsPerLine == 0) hwy::Prefetch(next + i * kVectorGroup);
-      const T* const at = group + i * kVectorGroup + lane;
-      const Floats first = LoadFloats(at);
-      const Floats second = LoadFloats(at + kVectorGroup);
-      for (size_t r = 0; r < kRows; ++r) {
-        const float* const query = queries + r * dimensions + i;
-        even[r] = hn::MulAdd(first, hn::Set(floats, query[0]), even[r]);
-        odd[r] = hn::MulAdd(second, hn::Set(floats, query[1]), odd[r]);
+// Lane i is the sum over the lanes of sums[i].
+hn::Vec<FourInts> SumEach(const Ints (&sums)[kRowTile]) {
+  const IntTag ints;
+  const hn::RepartitionToWide<IntTag> pairs;
+  const auto fold = [&](Ints a, Ints b) HWY_ATTR {
+    return hn::BitCast(pairs,
+                       hn::Add(hn::InterleaveLower(ints, a, b), hn::InterleaveUpper(ints, a, b)));
+  };
+  const auto first = fold(sums[0], sums[1]);
+  const auto second = fold(sums[2], sums[3]);
+  return FoldToFour(ints, hn::Add(hn::BitCast(ints, hn::InterleaveLower(pairs, first, second)),
+                                  hn::BitCast(ints, hn::InterleaveUpper(pairs, first, second))));
+}
+
+// Of kRowTile rows; `next` is where the vectors of the next summary begin, or null.
+void ScoreTile(const int16_t* HWY_RESTRICT queries, const float* row_scales, size_t dimensions,
+               const int8_t* HWY_RESTRICT vectors, const float* scales, size_t count,
+               const int8_t* next, float* HWY_RESTRICT best) {
+  const ShortTag shorts;
+  const IntTag ints;
+  const FourFloats floats;
+  auto most = hn::Set(floats, -std::numeric_limits<float>::infinity());
+  for (size_t vector = 0; vector < count; ++vector) {
+    const int8_t* const at = vectors + vector * dimensions;
+    // Summaries of blocks lie apart, where the processor does not see them coming.
+    if (next != nullptr) {
+      for (size_t i = 0; i < dimensions; i += kLineBytes) {
+        hwy::Prefetch(next + vector * dimensions + i);
       }
     }
-    const Floats scale =
-        scales == nullptr ? hn::Set(floats, 1.0f) : hn::LoadU(floats, scales + lane);
-    for (size_t r = 0; r < kRows; ++r) {
-      const Floats most = hn::MaxOfLanes(floats, hn::Mul(hn::Add(even[r], odd[r]), scale));
-      best[r] = std::max(best[r], hn::GetLane(most));
+    Ints sums[kRowTile];
+    Ints rest[kRowTile];  // some targets split a sum in two
+    for (size_t r = 0; r < kRowTile; ++r) sums[r] = rest[r] = hn::Zero(ints);
+    for (size_t i = 0; i < dimensions; i += hn::Lanes(shorts)) {
+      const auto elements = hn::PromoteTo(shorts, hn::LoadU(ByteTag(), at + i));
+      for (size_t r = 0; r < kRowTile; ++r) {
+        const auto query = hn::LoadU(shorts, queries + r * dimensions + i);
+        sums[r] = hn::ReorderWidenMulAccumulate(ints, elements, query, sums[r], rest[r]);
+      }
     }
+    for (size_t r = 0; r < kRowTile; ++r) sums[r] = hn::Add(sums[r], rest[r]);
+    most = hn::Max(most,
+                   hn::Mul(hn::ConvertTo(floats, SumEach(sums)), hn::Set(floats, scales[vector])));
+  }
+  hn::StoreU(hn::Mul(most, hn::LoadU(floats, row_scales)), floats, best);
+}
+
+// Of one row.
+float ScoreRow(const int16_t* HWY_RESTRICT query, size_t dimensions,
+               const int8_t* HWY_RESTRICT vectors, const float* scales, size_t count) {
+  const ShortTag shorts;
+  const IntTag ints;
+  float most = -std::numeric_limits<float>::infinity();
+  for (size_t vector = 0; vector < count; ++vector) {
+    Ints sum = hn::Zero(ints);
+    Ints rest = hn::Zero(ints);
+    for (size_t i = 0; i < dimensions; i += hn::Lanes(shorts)) {
+      const auto elements =
+          hn::PromoteTo(shorts, hn::LoadU(ByteTag(), vectors + vector * dimensions + i));
+      sum = hn::ReorderWidenMulAccumulate(ints, elements, hn::LoadU(shorts, query + i), sum, rest);
+    }
+    const int32_t total = hn::GetLane(hn::SumOfLanes(ints, hn::Add(sum, rest)));
+    most = std::max(most, static_cast<float>(total) * scales[vector]);
+  }
+  return most;
+}
+
+#endif  // HWY_TARGET == HWY_SCALAR
+
+void ScoreSummary(const int16_t* queries, const float* row_scales, size_t rows, size_t dimensions,
+                  const int8_t* vectors, const float* scales, size_t count, const int8_t* next,
+                  float* best) {
+  size_t row = 0;
+#if HWY_TARGET == HWY_SCALAR
+  (void)next;
+#else
+  for (; row + kRowTile <= rows; row += kRowTile) {
+    ScoreTile(queries + row * dimensions, row_scales + row, dimensions, vectors, scales, count,
+              row == 0 ? next : nullptr, best + row);
+  }
+#endif
+  for (; row < rows; ++row) {
+    best[row] =
+        row_scales[row] * ScoreRow(queries + row * dimensions, dimensions, vectors, scales, count);
   }
 }
 
-// Of one vector by itself.
-template <typename T>
-void AddVector(const SummaryQueries& queries, const T* HWY_RESTRICT vector, float scale,
-               float* HWY_RESTRICT best) {
-  const FloatTag floats;
-  for (size_t row = 0; row < queries.rows; ++row) {
-    const float* const query = queries.queries + row * queries.dimensions;
-    Floats sum = hn::Zero(floats);
-    for (size_t i = 0; i < queries.dimensions; i += hn::Lanes(floats)) {
-      sum = hn::MulAdd(LoadFloats(vector + i), hn::LoadU(floats, query + i), sum);
-    }
-    best[row] = std::max(best[row], scale * hn::GetLane(hn::SumOfLanes(floats, sum)));
-  }
-}
-
-template <typename T>
-void BestProducts(const SummaryQueries& queries, const T* vectors, const float* scales,
-                  size_t count, const T* next, float* best) {
-  const size_t dimensions = queries.dimensions;
-  std::fill(best, best + queries.rows, -std::numeric_limits<float>::infinity());
-  for (; count >= kVectorGroup; count -= kVectorGroup) {
-    size_t row = 0;
-    for (; row + kRowTile <= queries.rows; row += kRowTile) {
-      GroupTile<kRowTile>(queries.queries + row * dimensions, dimensions, vectors, next, scales,
-                          best + row);
-    }
-    for (; row < queries.rows; ++row) {
-      GroupTile<1>(queries.queries + row * dimensions, dimensions, vectors, next, scales,
-                   best + row);
-    }
-    vectors += kVectorGroup * dimensions;
-    next += kVectorGroup * dimensions;
-    if (scales != nullptr) scales += kVectorGroup;
-  }
-  for (; count > 0; --count) {
-    AddVector(queries, vectors, scales == nullptr ? 1.0f : *scales++, best);
-    vectors += dimensions;
-  }
-}
-
-void BestHalfProducts(const SummaryQueries& queries, const uint16_t* vectors, size_t count,
-                      const uint16_t* next, float* best) {
-  BestProducts(queries, reinterpret_cast<const hwy::float16_t*>(vectors), nullptr, count,
-               reinterpret_cast<const hwy::float16_t*>(next), best);
-}
-
-void BestByteProducts(const SummaryQueries& queries, const int8_t* vectors, const float* scales,
-                      size_t count, const int8_t* next, float* best) {
-  BestProducts(queries, vectors, scales, count, next, best);
-}
-
+}  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace terrace
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace terrace {
+namespace {
 
-HWY_EXPORT(BestHalfProducts);
-HWY_EXPORT(BestByteProducts);
+HWY_EXPORT(ScoreSummary);
 
-void BestHalfProducts(const SummaryQueries& queries, const uint16_t* vectors, size_t count,
-                      const uint16_t* next, float* best) {
-  HWY_DYNAMIC_DISPATCH(BestHalfProducts)(queries, vectors, count, next, best);
+constexpr float kByteSteps = std::numeric_limits<int8_t>::max();
+
+float LargestMagnitude(absl::Span<const float> elements) {
+  float largest = 0;
+  for (const float element : elements) largest = std::max(largest, std::abs(element));
+  return largest;
 }
 
-void BestByteProducts(const SummaryQueries& queries, const int8_t* vectors, const float* scales,
-                      size_t count, const int8_t* next, float* best) {
-  HWY_DYNAMIC_DISPATCH(BestByteProducts)(queries, vectors, scales, count, next, best);
+// The largest 16-bit element of which no sum over all dimensions overflows 32 bits.
+float ShortSteps(size_t dimensions) {
+  const size_t room = size_t{std::numeric_limits<int32_t>::max()} /
+                      (static_cast<size_t>(kByteSteps) * std::max<size_t>(dimensions, 1));
+  return static_cast<float>(std::min<size_t>(room, std::numeric_limits<int16_t>::max()));
+}
+
+}  // namespace
+
+void SummaryLayout::Store(size_t vector, absl::Span<const float> elements, size_t up, size_t down,
+                          std::byte* summary) const {
+  const float scale = LargestMagnitude(elements) / kByteSteps;
+  reinterpret_cast<float*>(summary + scales_at())[vector] = scale;
+  auto* const out = reinterpret_cast<int8_t*>(summary) + vector * padded_dimensions();
+  std::fill_n(out, padded_dimensions(), int8_t{0});
+  if (scale == 0) return;
+  for (size_t i = 0; i < elements.size(); ++i) {
+    const float steps = elements[i] / scale;
+    const float rounded = i < up          ? std::ceil(steps)
+                          : i < up + down ? std::floor(steps)
+                                          : std::nearbyint(steps);
+    out[i] = static_cast<int8_t>(std::clamp(rounded, -kByteSteps, kByteSteps));
+  }
+}
+
+SummaryQueries::SummaryQueries(const SummaryLayout& layout, absl::Span<const float> queries)
+    : layout_(layout),
+      queries_(queries.size() / layout.dimensions * layout.padded_dimensions(), int16_t{0}),
+      scales_(queries.size() / layout.dimensions) {
+  const float steps = ShortSteps(layout.padded_dimensions());
+  for (size_t row = 0; row < rows(); ++row) {
+    const absl::Span<const float> query =
+        queries.subspan(row * layout.dimensions, layout.dimensions);
+    const float scale = LargestMagnitude(query) / steps;
+    scales_[row] = scale;
+    if (scale == 0) continue;
+    int16_t* const out = queries_.data() + row * layout.padded_dimensions();
+    for (size_t i = 0; i < query.size(); ++i) {
+      out[i] = static_cast<int16_t>(std::clamp(std::nearbyint(query[i] / scale), -steps, steps));
+    }
+  }
+}
+
+void SummaryQueries::Score(const std::byte* summary, const std::byte* next, float* best) const {
+  HWY_DYNAMIC_DISPATCH(ScoreSummary)
+  (queries_.data(), scales_.data(), rows(), layout_.padded_dimensions(), layout_.vectors(summary),
+   layout_.scales(summary), layout_.count, layout_.vectors(next), best);
 }
 
 }  // namespace terrace

@@ -4,35 +4,50 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "absl/container/inlined_vector.h"
+#include "absl/types/span.h"
+
 namespace terrace {
 
-// Vectors of one summary lie in groups of so many, each group as [dimensions, kVectorGroup]: one
-// register holds the same element of all, and no sum over the lanes of a register is needed. What
-// does not fill a group follows row by row, [dimensions] each.
-inline constexpr size_t kVectorGroup = 8;
-
-// Where element `dimension` of vector `vector` out of `count` lies in a summary, in elements.
-constexpr size_t SummaryElement(size_t vector, size_t dimension, size_t count, size_t dimensions) {
-  const size_t group = vector / kVectorGroup;
-  if ((group + 1) * kVectorGroup > count) return vector * dimensions + dimension;
-  return (group * dimensions + dimension) * kVectorGroup + vector % kVectorGroup;
-}
-
-// The queries of a lookup: fp32 [rows, dimensions], dimensions a multiple of 8.
-struct SummaryQueries {
-  const float* queries = nullptr;
-  size_t rows = 0;
+// The vectors of one summary: `count` rows of 8-bit elements, padded to a multiple of 16 with
+// zeros, and behind them a scale for each. An element is worth element * scale.
+struct SummaryLayout {
+  size_t count = 0;
   size_t dimensions = 0;
+
+  size_t padded_dimensions() const { return (dimensions + 15) / 16 * 16; }
+  size_t scales_at() const { return count * padded_dimensions(); }
+  size_t bytes() const { return scales_at() + count * sizeof(float); }
+
+  const int8_t* vectors(const std::byte* summary) const {
+    return reinterpret_cast<const int8_t*>(summary);
+  }
+  const float* scales(const std::byte* summary) const {
+    return reinterpret_cast<const float*>(summary + scales_at());
+  }
+  // Stores a vector of [dimensions] finite elements: the first `up` of them are rounded up, the
+  // next `down` down, and the others to the nearest.
+  void Store(size_t vector, absl::Span<const float> elements, size_t up, size_t down,
+             std::byte* summary) const;
 };
 
-// best[row] = max over the `count` > 0 vectors of query . vector, by SIMD chosen at run time.
-// `next` are the vectors of the next call, which are brought into the cache meanwhile; any address
-// does.
-void BestHalfProducts(const SummaryQueries& queries, const uint16_t* vectors, size_t count,
-                      const uint16_t* next, float* best);
-// The same for vectors of 8 bits, each to be multiplied by its scale: [count].
-void BestByteProducts(const SummaryQueries& queries, const int8_t* vectors, const float* scales,
-                      size_t count, const int8_t* next, float* best);
+// Queries in 16 bits, of which the error is far below that of 8-bit vectors: products and their
+// sums are exact integers.
+class SummaryQueries {
+ public:
+  // `queries` is [rows, layout.dimensions] and finite.
+  SummaryQueries(const SummaryLayout& layout, absl::Span<const float> queries);
+
+  // best[row] = max over the vectors of query . vector, by SIMD chosen at run time. `next` is a
+  // summary of the same layout, which is brought into the cache meanwhile; any address does.
+  void Score(const std::byte* summary, const std::byte* next, float* best) const;
+  size_t rows() const { return scales_.size(); }
+
+ private:
+  const SummaryLayout layout_;
+  absl::InlinedVector<int16_t, 2048> queries_;  // [rows, padded_dimensions]
+  absl::InlinedVector<float, 64> scales_;       // [rows]
+};
 
 }  // namespace terrace
 

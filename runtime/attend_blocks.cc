@@ -27,9 +27,9 @@ void AttendPass::ListBlocks() {
   std::sort(far_.begin(), far_.end(), [](const FarBlock& a, const FarBlock& b) {
     return a.column != b.column ? a.column < b.column : a.kv_head < b.kv_head;
   });
-  // One round is attended to while others are on their way, and other contexts want room as well.
-  round_blocks_ =
-      std::clamp<size_t>(core_.tiers().max_fetch_blocks() / (2 * kRoundsAhead), 1, kMaxRoundBlocks);
+  // What is on its way takes at most three quarters of the room: other contexts want some as well.
+  round_blocks_ = std::clamp<size_t>(core_.tiers().max_fetch_blocks() * 3 / (4 * kRoundsAhead), 1,
+                                     kMaxRoundBlocks);
 }
 
 BlockId AttendPass::IdOf(const FarBlock& block, size_t layer) const {

@@ -20,8 +20,11 @@ void AttendPass::AttendLocally() {
     for (const QueryGroup& group : groups_) AddLocalJobs(head, group);
   }
   attention_->Run(jobs_);
-  core_.compute().ForEach(heads_.size(),
-                          [&](size_t head, size_t worker) { AddMasses(head, worker); });
+  if (std::any_of(heads_.begin(), heads_.end(), WantsMasses)) {
+    core_.compute().ForEach(heads_.size(), [&](size_t head, size_t worker) {
+      if (WantsMasses(heads_[head])) AddMasses(head, worker);
+    });
+  }
   if (separate_far()) {
     for (Head& head : heads_) {
       MergePartials(head_dim, head.part_out, head.part_lse, absl::MakeSpan(head.out),
@@ -73,7 +76,6 @@ void AttendPass::AddLocalJobs(size_t kv_head, const QueryGroup& group) {
 // head.lse is that of the window alone here, where keys are before RoPE.
 void AttendPass::AddMasses(size_t kv_head, size_t worker) {
   const Head& head = heads_[kv_head];
-  if (!head.policy->looks_up() || !head.policy->summary()->wants_masses()) return;
   const size_t head_dim = core_.shape().head_dim;
   AttentionAccumulator& accumulator = core_.accumulator(worker);
   for (const QueryGroup& group : groups_) {

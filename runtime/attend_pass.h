@@ -47,10 +47,11 @@ class AttendPass {
                                absl::Span<Context* const> contexts) ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
  private:
-  // Blocks of one fetch: 32 MiB of the usual ones keep any disk busy, and the answer comes soon.
-  static constexpr size_t kMaxRoundBlocks = 512;
-  // Fetches on their way at once, so that the disk has work while the oldest is verified.
-  static constexpr size_t kRoundsAhead = 3;
+  // Blocks of one fetch.
+  static constexpr size_t kMaxRoundBlocks = 64;
+  // Fetches on their way at once: 96 MiB of the usual blocks keep any disk busy, even one that
+  // completes many requests at a time, while what came is verified and attended to.
+  static constexpr size_t kRoundsAhead = 24;
 
   // Consecutive positions whose window begins at the same block.
   struct QueryGroup {
@@ -93,6 +94,9 @@ class AttendPass {
   // attend_local.cc
   void AttendLocally() ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void AddLocalJobs(size_t kv_head, const QueryGroup& group) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  static bool WantsMasses(const Head& head) {
+    return head.policy->looks_up() && head.policy->summary()->wants_masses();
+  }
   void AddMasses(size_t kv_head, size_t worker) ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
   // attend_lookup.cc

@@ -23,6 +23,9 @@ constexpr size_t kMinPieceBytes = size_t{256} << 10;
 // The results of the pieces of some rows are together at most as large as those of so many rows.
 constexpr size_t kMaxPartialRows = 256;
 
+// Floats that are merged sooner than another thread has woken up.
+constexpr size_t kMaxMergedHere = size_t{64} << 10;
+
 size_t TokenBytes(const KvRun& run, size_t head_dim) {
   return 2 * head_dim * KvDtypeBytes(run.dtype);
 }
@@ -69,7 +72,11 @@ void ParallelAttention::Run(absl::Span<const AttentionJob> jobs) {
   Plan(jobs);
   pool_.ForEach(pieces_.size(),
                 [this](size_t i, size_t worker) { RunPiece(pieces_[i], workers_[worker]); });
-  pool_.ForEach(ranges_.size(), [this](size_t i, size_t) { Merge(ranges_[i]); });
+  if (planned_floats_ <= kMaxMergedHere) {
+    for (const RowRange& range : ranges_) Merge(range);
+  } else {
+    pool_.ForEach(ranges_.size(), [this](size_t i, size_t) { Merge(ranges_[i]); });
+  }
 }
 
 void ParallelAttention::Plan(absl::Span<const AttentionJob> jobs) {
@@ -137,11 +144,11 @@ ParallelAttention::Cursor ParallelAttention::Advance(const AttentionJob& job, Cu
 }
 
 void ParallelAttention::PlacePartials() {
-  size_t floats = 0;
+  planned_floats_ = 0;
   for (const RowRange& range : ranges_) {
-    if (range.pieces > 1) floats += range.pieces * range.rows * (head_dim_ + 1);
+    if (range.pieces > 1) planned_floats_ += range.pieces * range.rows * (head_dim_ + 1);
   }
-  if (floats > partials_.size()) partials_.resize(floats);
+  if (planned_floats_ > partials_.size()) partials_.resize(planned_floats_);
   absl::Span<float> free = absl::MakeSpan(partials_);
   const auto take = [&free](size_t count) {
     const absl::Span<float> taken = free.first(count);

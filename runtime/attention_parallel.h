@@ -105,6 +105,7 @@ class ParallelAttention {
   std::vector<Piece> pieces_;
   std::vector<RowRange> ranges_;
   std::vector<float> partials_;
+  size_t planned_floats_ = 0;  // of partials_
 };
 
 }  // namespace terrace

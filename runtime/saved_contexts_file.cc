@@ -9,7 +9,7 @@ namespace terrace {
 namespace {
 
 constexpr uint64_t kMagic = 0x7478746365636174;
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 
 }  // namespace
 

@@ -10,6 +10,7 @@
 #include <random>
 #include <vector>
 
+#include "hwy/targets.h"
 #include "index/kv_convert.h"
 
 namespace terrace {
@@ -49,6 +50,21 @@ double Logit(const Block& block, const std::vector<float>& queries, size_t row, 
     sum += double{queries[row * head_dim + i]} * double{block.keys[token * head_dim + i]};
   }
   return sum;
+}
+
+// What rounding keys to 8 bits may make of a logit: five standard deviations of the sum of rounding
+// errors, each spread evenly over one step of at most `largest` / 127.
+double RoundingError(const std::vector<float>& queries, size_t row, size_t head_dim,
+                     double largest) {
+  const float* const query = queries.data() + row * head_dim;
+  const double norm = std::sqrt(std::inner_product(query, query + head_dim, query, 0.0));
+  return 5 * norm * largest / 127 / std::sqrt(12.0);
+}
+
+double LargestElement(const Block& block) {
+  double largest = 0;
+  for (const float key : block.keys) largest = std::max(largest, std::abs(double{key}));
+  return largest;
 }
 
 // Scores of some blocks as a summary sees them: [rows, blocks].
@@ -130,7 +146,7 @@ TEST_P(BlockSummaryTest, RepresentativesScoreTheBestOfTheKeysThatTheyAre) {
           best = std::max(best, Logit(blocks[block], queries, row, tokens[i], head_dim()));
         }
         EXPECT_NEAR(scores[row * blocks.size() + block], best,
-                    2e-3 * static_cast<double>(head_dim()))
+                    RoundingError(queries, row, head_dim(), LargestElement(blocks[block])))
             << count << " representatives";
       }
     }
@@ -142,6 +158,23 @@ INSTANTIATE_TEST_SUITE_P(Shapes, BlockSummaryTest,
                                             ::testing::Values(KvDtype::kFloat16, KvDtype::kBfloat16,
                                                               KvDtype::kFloat32),
                                             ::testing::Values(1, 3, 4, 9)));
+
+// Sums are integers, so no instruction set rounds them otherwise.
+TEST_P(BlockSummaryTest, EveryInstructionSetGivesTheSameScores) {
+  const std::vector<Block> blocks = Blocks(3, 48);
+  const std::vector<float> queries = RandomQueries(rows(), head_dim(), 7);
+  const auto bounds = *MakeKeyBounds({.head_dim = head_dim(), .tokens = 48, .page_tokens = 4});
+  const auto keys = *MakeRepresentatives({.head_dim = head_dim(), .tokens = 48, .count = 7});
+  for (const BlockSummary* summary : {bounds.get(), keys.get()}) {
+    const std::vector<float> expected = Scores(*summary, blocks, dtype(), queries, head_dim());
+    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+      hwy::SetSupportedTargetsForTest(target);
+      EXPECT_EQ(Scores(*summary, blocks, dtype(), queries, head_dim()), expected)
+          << hwy::TargetName(target);
+    }
+    hwy::SetSupportedTargetsForTest(0);
+  }
+}
 
 TEST(Representatives, ByMassAreTheTokensWithMostMass) {
   const auto summary = *MakeRepresentatives(
@@ -155,7 +188,7 @@ TEST(Representatives, ByMassAreTheTokensWithMostMass) {
   const std::vector<float> scores =
       Scores(*summary, {block}, KvDtype::kFloat32, queries, 8, masses);
   EXPECT_NEAR(scores[0], std::max(Logit(block, queries, 0, 3, 8), Logit(block, queries, 0, 12, 8)),
-              1e-2);
+              RoundingError(queries, 0, 8, LargestElement(block)));
 }
 
 TEST(Representatives, AveragedScoreTheMeanOfTheirLogits) {
@@ -167,7 +200,7 @@ TEST(Representatives, AveragedScoreTheMeanOfTheirLogits) {
   for (size_t row = 0; row < 2; ++row) {
     double mean = 0;
     for (size_t token = 0; token < 16; ++token) mean += Logit(block, queries, row, token, 8) / 16;
-    EXPECT_NEAR(scores[row], mean, 1e-2);
+    EXPECT_NEAR(scores[row], mean, RoundingError(queries, row, 8, LargestElement(block)));
   }
 }
 
