@@ -16,7 +16,7 @@
 #include "io/aligned_buffer.h"
 #include "runtime/attention.h"
 #include "runtime/column_table.h"
-#include "runtime/compute_pool.h"
+#include "index/compute_pool.h"
 #include "runtime/lookup_policy.h"
 #include "runtime/rope.h"
 #include "runtime/runtime_options.h"

@@ -1,7 +1,7 @@
 #ifndef TERRACE_TOOLS_ENGINE_ENGINE_THREADS_H_
 #define TERRACE_TOOLS_ENGINE_ENGINE_THREADS_H_
 
-#include "runtime/compute_pool.h"
+#include "index/compute_pool.h"
 
 namespace terrace {
 

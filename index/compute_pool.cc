@@ -1,4 +1,4 @@
-#include "runtime/compute_pool.h"
+#include "index/compute_pool.h"
 
 #include <algorithm>
 #include <thread>

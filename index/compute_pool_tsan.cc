@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "runtime/compute_pool.h"
+#include "index/compute_pool.h"
 
 namespace terrace {
 

@@ -1,5 +1,5 @@
-#ifndef TERRACE_RUNTIME_COMPUTE_POOL_H_
-#define TERRACE_RUNTIME_COMPUTE_POOL_H_
+#ifndef TERRACE_INDEX_COMPUTE_POOL_H_
+#define TERRACE_INDEX_COMPUTE_POOL_H_
 
 #include <cstddef>
 #include <memory>
@@ -33,4 +33,4 @@ class ComputePool {
 
 }  // namespace terrace
 
-#endif  // TERRACE_RUNTIME_COMPUTE_POOL_H_
+#endif  // TERRACE_INDEX_COMPUTE_POOL_H_
