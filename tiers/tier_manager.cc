@@ -205,6 +205,7 @@ absl::StatusOr<Ticket> TierManager::FetchAsync(absl::Span<const BlockRead> reads
   const Room room = placement_->ReserveFetch(absl::MakeSpan(items), *target);
   StartTransfers();
   NudgeMover();
+  if (room != Room::kOk) spare_items_.Give(std::move(items));
   if (room == Room::kFull) return NoRoomError("fetch", reads.size(), *target);
   if (room == Room::kWait) {
     return absl::UnavailableError("fetch: the room it needs is still being written back; retry");
