@@ -137,7 +137,7 @@ absl::Status Context::PutBlock(size_t layer, ColumnIndex column) {
                     .bytes = {block, bytes},
                     .retention = Retention::kOwned};
   }
-  return core_.tiers().Put(writes);
+  return core_.tiers().Put(writes, {.lease_patience = RuntimeCore::kLeasePatience});
 }
 
 void Context::Summarise(ColumnIndex column, size_t layer) {
@@ -177,10 +177,11 @@ absl::Status Context::Refill(size_t layer, int64_t first_token, const KvInput& i
       const BlockWrite write = {.id = core_.columns().block(column, layer, head),
                                 .bytes = block,
                                 .retention = Retention::kOwned};
-      if (status.ok()) status = core_.tiers().Put({&write, 1});
+      if (status.ok())
+        status = core_.tiers().Put({&write, 1}, {.lease_patience = RuntimeCore::kLeasePatience});
       if (!status.ok()) return status;
       const LostTokens refilled = {static_cast<uint32_t>(layer), head, first, tokens};
-      lost_.erase(std::remove(lost_.begin(), lost_.end(), refilled), lost_.end());
+      lost_.RemoveIf([&](const LostTokens& lost) { return lost == refilled; });
     }
   }
   return absl::OkStatus();

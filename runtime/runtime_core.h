@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "io/aligned_buffer.h"
 #include "runtime/attention.h"
@@ -35,6 +36,10 @@ class SavedContexts;
 // for.
 class RuntimeCore {
  public:
+  // How long a call that holds no blocks waits for calls of other contexts to let go of theirs.
+  // They always do: who holds blocks attends to them and waits for nobody.
+  static constexpr absl::Duration kLeasePatience = absl::Seconds(30);
+
   // `options` validate.
   static absl::StatusOr<std::unique_ptr<RuntimeCore>> Open(RuntimeOptions options);
   ~RuntimeCore();

@@ -42,7 +42,7 @@ TEST(ContextSave, ItsTokensAreKnownAfterwards) {
   ContextRig rig(DurableRuntime());
   const std::vector<int32_t> tokens = {7, 8, 9};
   auto context = *rig.runtime().NewContext();
-  ASSERT_TRUE(context->AddTokenIds(tokens).ok());
+  ASSERT_TRUE(context->AddTokenIds(0, tokens).ok());
   ASSERT_TRUE(rig.Prefill(*context, 3, 3).ok());
   ASSERT_TRUE(context->Save("a").ok());
   context.reset();

@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <numeric>
 
 #include "runtime/prefix_cache.h"
@@ -18,7 +19,7 @@ std::vector<int32_t> Tokens(int32_t count) {
 
 void RunTokens(ContextRig& rig, Context& context, absl::Span<const int32_t> tokens) {
   const auto known = static_cast<size_t>(context.tokens());
-  ASSERT_TRUE(context.AddTokenIds(tokens.subspan(known)).ok());
+  ASSERT_TRUE(context.AddTokenIds(static_cast<int64_t>(known), tokens.subspan(known)).ok());
   ASSERT_TRUE(rig.Prefill(context, static_cast<int64_t>(tokens.size()), 96).ok());
 }
 
@@ -132,6 +133,39 @@ TEST_P(PrefixTest, WhatWasEvictedIsNoHit) {
 INSTANTIATE_TEST_SUITE_P(Lookups, PrefixTest,
                          ::testing::Values(LookupKind::kFull, LookupKind::kQuest),
                          [](const auto& info) { return LookupKindName(info.param); });
+
+TEST(PrefixNames, AStepThatIsTriedAgainNamesItsTokensOnce) {
+  ContextRig rig(SmallRuntime());
+  const std::vector<int32_t> tokens = Tokens(400);
+  const absl::Span<const int32_t> chunk = absl::MakeConstSpan(tokens).first(96);
+  const auto context = *rig.runtime().NewContext();
+  const std::vector<float> bad(96 * size_t{rig.shape().kv_heads} * rig.shape().head_dim,
+                               std::numeric_limits<float>::infinity());
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    ASSERT_TRUE(context->AddTokenIds(0, chunk).ok());
+    ASSERT_FALSE(context->Append(0, {.keys = bad.data(), .values = bad.data(), .tokens = 96}).ok());
+  }
+  RunTokens(rig, *context, tokens);
+  EXPECT_EQ(context->TokenIds(), tokens);
+  std::vector<int32_t> twice(chunk.begin(), chunk.end());
+  twice.insert(twice.end(), chunk.begin(), chunk.end());
+  twice.push_back(5);
+  EXPECT_LE((*rig.runtime().NewContext(twice))->tokens(), 96) << "no context began like this";
+  EXPECT_GT((*rig.runtime().NewContext(tokens))->tokens(), 96);
+}
+
+TEST(PrefixNames, WhatContradictsTheTokensThatAreThereIsRefused) {
+  ContextRig rig(SmallRuntime());
+  const std::vector<int32_t> tokens = Tokens(50);
+  const auto context = *rig.runtime().NewContext();
+  EXPECT_TRUE(absl::IsInvalidArgument(context->AddTokenIds(1, tokens)));
+  EXPECT_TRUE(absl::IsInvalidArgument(context->AddTokenIds(-1, tokens)));
+  RunTokens(rig, *context, tokens);
+  EXPECT_TRUE(context->AddTokenIds(0, tokens).ok()) << "the same again";
+  const int32_t other = 7;
+  EXPECT_TRUE(absl::IsInvalidArgument(context->AddTokenIds(49, {&other, 1})));
+  EXPECT_EQ(context->TokenIds(), tokens);
+}
 
 TEST(PrefixChain, KeysFollowFromAllTokensBefore) {
   const std::vector<int32_t> a = {1, 2, 3};
