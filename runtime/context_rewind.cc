@@ -59,6 +59,8 @@ absl::Status Context::StartWith(std::vector<ColumnIndex> columns,
   absl::MutexLock lock(&mu_);
   columns_ = std::move(columns);
   sealed_layers_.assign(columns_.size(), kShared);
+  // Somebody who needed its memory may have parked it since it was made.
+  if (absl::Status status = MakeReady(); !status.ok()) return status;
   token_ids_.assign(tokens.begin(), tokens.end());
   ExtendChain();
   has_sinks_ = false;
