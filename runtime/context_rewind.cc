@@ -56,8 +56,10 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Fork(int64_t tokens) {
 absl::Status Context::StartWith(std::vector<ColumnIndex> columns,
                                 absl::Span<const int32_t> tokens) {
   absl::MutexLock lock(&mu_);
-  columns_ = std::move(columns);
+  columns_.assign(columns.begin(), columns.end());  // which keeps its room
   sealed_layers_.assign(columns_.size(), kShared);
+  // Somebody who needed its memory may have parked it since it was made.
+  if (absl::Status status = MakeReady(); !status.ok()) return status;
   token_ids_.assign(tokens.begin(), tokens.end());
   ExtendChain();
   has_sinks_ = false;

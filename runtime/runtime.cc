@@ -36,7 +36,7 @@ absl::StatusOr<std::unique_ptr<Context>> Runtime::NewContext(absl::Span<const in
   PrefixCache cache(core_->columns());
   PrefixCache::Hit hit = cache.Longest(core_->chain_root(), tokens.first(tokens.size() - 1));
   if (hit.tokens == 0) return context;
-  absl::Status status = core_->CompleteAdopted(hit.unsummarised);
+  absl::Status status = core_->CompleteSummaries(hit.columns);
   if (status.ok()) {
     status = (*context)->StartWith(std::move(hit.columns), tokens.first(hit.tokens));
   } else {
