@@ -95,7 +95,7 @@ class LostPrefixTest : public ::testing::Test {
   // A context that computes 700 tokens without looking for a prefix.
   std::unique_ptr<Context> Compute() {
     auto context = *rig_.runtime().NewContext();
-    EXPECT_TRUE(context->AddTokenIds(absl::MakeConstSpan(tokens_).first(700)).ok());
+    EXPECT_TRUE(context->AddTokenIds(0, absl::MakeConstSpan(tokens_).first(700)).ok());
     EXPECT_TRUE(rig_.Prefill(*context, 700, 96).ok());
     return context;
   }
