@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -28,24 +29,36 @@ void AttendPass::ListBlocks() {
     return a.column != b.column ? a.column < b.column : a.kv_head < b.kv_head;
   });
   // What is on its way takes at most three quarters of the room: other contexts want some as well.
-  round_blocks_ = std::clamp<size_t>(core_.tiers().max_fetch_blocks() * 3 / (4 * kRoundsAhead), 1,
-                                     kMaxRoundBlocks);
+  const size_t share = core_.tiers().max_fetch_blocks(Tier::kDram) * 3 / 4;
+  round_blocks_ = std::clamp<size_t>(share / kRoundsAhead, 1, kMaxRoundBlocks);
+  rounds_ahead_ = std::clamp<size_t>(share / round_blocks_, 1, kRoundsAhead);
 }
 
 BlockId AttendPass::IdOf(const FarBlock& block, size_t layer) const {
   return core_.columns().block(context_->columns_[block.column], layer, block.kv_head);
 }
 
-// Where there is no room it stops, and AwaitRound makes another attempt when it needs one.
-void AttendPass::RequestRounds() {
-  while (ticket_count_ < kRoundsAhead && requested_ < far_.size()) {
+// Where there is no room it stops, and AwaitRound waits for some when it needs it.
+absl::Status AttendPass::RequestRounds() {
+  while (ticket_count_ < rounds_ahead_ && requested_ < far_.size()) {
     ListReads();
-    absl::StatusOr<Ticket> ticket = core_.tiers().FetchAsync(reads_, {.target = Tier::kDram});
-    if (!ticket.ok()) return;
-    tickets_[(first_ticket_ + ticket_count_) % kRoundsAhead] = *std::move(ticket);
+    absl::StatusOr<std::optional<Ticket>> ticket =
+        core_.tiers().TryFetchAsync(reads_, {.target = Tier::kDram});
+    if (!ticket.ok()) return ticket.status();
+    if (!ticket->has_value()) break;
+    tickets_[(first_ticket_ + ticket_count_) % kRoundsAhead] = **std::move(ticket);
     ++ticket_count_;
     requested_ += reads_.size();
   }
+  return absl::OkStatus();
+}
+
+void AttendPass::ForgetRequests() {
+  for (; ticket_count_ > 0; --ticket_count_) {
+    tickets_[first_ticket_].Cancel();
+    first_ticket_ = (first_ticket_ + 1) % kRoundsAhead;
+  }
+  requested_ = attended_;
 }
 
 void AttendPass::ListReads() {
@@ -56,22 +69,29 @@ void AttendPass::ListReads() {
   }
 }
 
-absl::StatusOr<Lease> AttendPass::AwaitRound() {
+absl::StatusOr<Lease> AttendPass::AwaitRound(absl::Span<AttendPass* const> batch) {
   if (ticket_count_ > 0) {
     Lease lease = tickets_[first_ticket_].Wait();
     first_ticket_ = (first_ticket_ + 1) % kRoundsAhead;
     --ticket_count_;
     return lease;
   }
-  // Nothing is held here, so waiting is safe; what does not fit is made smaller.
   while (true) {
     ListReads();
-    absl::StatusOr<Lease> lease = core_.tiers().Fetch(reads_, {.target = Tier::kDram});
+    // What does not fit is made smaller. A single block is waited for, which is safe only where
+    // nothing is held, by the rest of the batch neither.
+    const bool waits = reads_.size() <= 1;
+    if (waits) {
+      for (AttendPass* const pass : batch) pass->ForgetRequests();
+    }
+    absl::StatusOr<Lease> lease = core_.tiers().Fetch(
+        reads_, {.target = Tier::kDram,
+                 .lease_patience = waits ? RuntimeCore::kLeasePatience : absl::ZeroDuration()});
     if (lease.ok()) {
       requested_ += reads_.size();
       return lease;
     }
-    if (!absl::IsResourceExhausted(lease.status()) || reads_.size() <= 1) {
+    if (!absl::IsResourceExhausted(lease.status()) || waits) {
       return absl::Status(lease.status().code(),
                           absl::StrCat("layer ", layer_, ": ", lease.status().message()));
     }
@@ -79,14 +99,14 @@ absl::StatusOr<Lease> AttendPass::AwaitRound() {
   }
 }
 
-absl::Status AttendPass::AttendBlocks() {
+absl::Status AttendPass::AttendBlocks(absl::Span<AttendPass* const> batch) {
   while (attended_ < far_.size()) {
     const absl::Time start = absl::Now();
-    absl::StatusOr<Lease> lease = AwaitRound();
+    absl::StatusOr<Lease> lease = AwaitRound(batch);
     const absl::Time arrived = absl::Now();
     wait_seconds_ += absl::ToDoubleSeconds(arrived - start);
     if (!lease.ok()) return lease.status();
-    RequestRounds();
+    if (absl::Status status = RequestRounds(); !status.ok()) return status;
     AttendRound(*lease);
     attended_ += lease->size();
     attend_seconds_ += absl::ToDoubleSeconds(absl::Now() - arrived);
@@ -142,8 +162,7 @@ void AttendPass::CountBlock(const FarBlock& block, const LeasedBlock& leased) {
                            .kv_head = block.kv_head,
                            .first = block.column * tokens,
                            .count = tokens};
-  std::vector<LostTokens>& known = context_->lost_;
-  if (std::find(known.begin(), known.end(), lost) == known.end()) known.push_back(lost);
+  context_->lost_.Add(lost);
 }
 
 // A step goes through the layers in order and the next layer mostly wants what it wanted in the

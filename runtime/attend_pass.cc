@@ -164,57 +164,74 @@ absl::Status AttendPass::TakeQueries(const AttendInput& input) {
   return absl::OkStatus();
 }
 
-absl::Status AttendPass::Run(RuntimeCore& core, absl::Span<AttendPass* const> passes) {
+void AttendPass::Run(RuntimeCore& core, absl::Span<AttendPass* const> passes) {
   const size_t heads = core.shape().kv_heads;
   const absl::Time start = absl::Now();
   core.compute().ForEach(passes.size() * heads, [&](size_t job, size_t worker) {
     passes[job / heads]->Lookup(job % heads, worker);
   });
   const double lookup_seconds = absl::ToDoubleSeconds(absl::Now() - start);
-  absl::Status status;
   for (AttendPass* const pass : passes) {
     pass->lookup_seconds_ = lookup_seconds / static_cast<double>(passes.size());
     pass->ShareChoices();
     pass->ListBlocks();
-    pass->RequestRounds();
+    pass->status_ = pass->RequestRounds();
   }
   for (AttendPass* const pass : passes) pass->AttendLocally();
   for (AttendPass* const pass : passes) {
-    if (absl::Status mine = pass->AttendBlocks(); !mine.ok()) {
-      status.Update(mine);
-      continue;
+    if (pass->status_.ok()) pass->status_ = pass->AttendBlocks(passes);
+    if (pass->status_.ok()) {
+      pass->Finish();
+    } else {
+      pass->ForgetRequests();
     }
-    pass->Finish();
   }
-  return status;
+}
+
+absl::Status AttendPass::RunOne(Context& context, size_t layer, const AttendInput& input,
+                                const AttendOutput& output) {
+  if (absl::Status status = Begin(context, layer, input, output); !status.ok()) return status;
+  AttendPass* const passes[] = {this};
+  Run(core_, passes);
+  return status_;
 }
 
 absl::Status AttendPass::RunBatch(RuntimeCore& core, size_t layer,
                                   absl::Span<const BatchedAttend> batch,
                                   absl::Span<Context* const> contexts) {
   for (Context* const context : contexts) context->mu_.Lock();
-  absl::Status status;
-  absl::InlinedVector<std::unique_ptr<AttendPass>, 16> owned;
-  absl::InlinedVector<AttendPass*, 16> ready;
-  for (const BatchedAttend& one : batch) {
-    if (absl::Status mine = one.context->MakeReady(); !mine.ok()) {
-      status.Update(mine);
+  // Of the batch, in its order; null for those that did not begin.
+  absl::InlinedVector<std::unique_ptr<AttendPass>, kUsualBatch> owned(batch.size());
+  absl::InlinedVector<AttendPass*, kUsualBatch> ready;
+  absl::Status first_error;
+  const auto end = [&](const BatchedAttend& one, const absl::Status& status) {
+    if (one.status != nullptr) *one.status = status;
+    first_error.Update(status);
+  };
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const BatchedAttend& one = batch[i];
+    absl::Status status = one.context->MakeReady();
+    if (status.ok()) {
+      absl::StatusOr<std::unique_ptr<AttendPass>> pass = core.TakePass();
+      status = pass.status();
+      if (pass.ok()) owned[i] = *std::move(pass);
+    }
+    if (status.ok()) status = owned[i]->Begin(*one.context, layer, one.input, one.output);
+    if (status.ok()) {
+      ready.push_back(owned[i].get());
       continue;
     }
-    absl::StatusOr<std::unique_ptr<AttendPass>> pass = core.TakePass();
-    if (!pass.ok()) {
-      status.Update(pass.status());
-      continue;
-    }
-    owned.push_back(*std::move(pass));
-    const absl::Status mine = owned.back()->Begin(*one.context, layer, one.input, one.output);
-    if (mine.ok()) ready.push_back(owned.back().get());
-    status.Update(mine);
+    end(one, status);
+    if (owned[i] != nullptr) core.GivePass(std::exchange(owned[i], nullptr));
   }
-  status.Update(Run(core, ready));
-  for (std::unique_ptr<AttendPass>& pass : owned) core.GivePass(std::move(pass));
+  Run(core, ready);
+  for (size_t i = 0; i < batch.size(); ++i) {
+    if (owned[i] == nullptr) continue;
+    end(batch[i], owned[i]->status_);
+    core.GivePass(std::move(owned[i]));
+  }
   for (Context* const context : contexts) context->mu_.Unlock();
-  return status;
+  return first_error;
 }
 
 void AttendPass::Finish() {

@@ -34,19 +34,16 @@ class AttendPass {
   // Errors of ParallelAttention::Create.
   static absl::StatusOr<std::unique_ptr<AttendPass>> Create(RuntimeCore& core);
 
-  // Checks a request and takes its queries. `context`, its lock and the memory of the request are
-  // the caller's until Run has returned.
-  absl::Status Begin(Context& context, size_t layer, const AttendInput& input,
-                     const AttendOutput& output) ABSL_EXCLUSIVE_LOCKS_REQUIRED(context.mu_);
-  // Carries out what Begin prepared, for several contexts at once.
-  static absl::Status Run(RuntimeCore& core,
-                          absl::Span<AttendPass* const> passes) ABSL_NO_THREAD_SAFETY_ANALYSIS;
-  // All of it, for a batch of contexts, which it locks in the order of `contexts`.
+  // All of it, for one context and for a batch, whose contexts it locks in the order of `contexts`.
+  absl::Status RunOne(Context& context, size_t layer, const AttendInput& input,
+                      const AttendOutput& output) ABSL_EXCLUSIVE_LOCKS_REQUIRED(context.mu_);
   static absl::Status RunBatch(RuntimeCore& core, size_t layer,
                                absl::Span<const BatchedAttend> batch,
                                absl::Span<Context* const> contexts) ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
  private:
+  // Contexts of a batch that needs no memory of its own.
+  static constexpr size_t kUsualBatch = 64;
   // Blocks of one fetch.
   static constexpr size_t kMaxRoundBlocks = 64;
   // Fetches on their way at once: 96 MiB of the usual blocks keep any disk busy, even one that
@@ -81,6 +78,13 @@ class AttendPass {
   };
 
   // attend_pass.cc
+  // Checks a request and takes its queries. `context`, its lock and the memory of the request are
+  // the caller's until Run has returned.
+  absl::Status Begin(Context& context, size_t layer, const AttendInput& input,
+                     const AttendOutput& output) ABSL_EXCLUSIVE_LOCKS_REQUIRED(context.mu_);
+  // Carries out what Begin prepared, for several contexts at once; status_ says how each ended.
+  static void Run(RuntimeCore& core,
+                  absl::Span<AttendPass* const> passes) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   absl::Status Check(size_t layer, const AttendInput& input,
                      const AttendOutput& output) const ABSL_NO_THREAD_SAFETY_ANALYSIS;
   absl::Status TakeQueries(const AttendInput& input);
@@ -111,10 +115,14 @@ class AttendPass {
 
   // attend_blocks.cc
   void ListBlocks();
-  void RequestRounds();
+  absl::Status RequestRounds();
+  // Gives up the fetches that are on their way, which are asked for again when they are needed.
+  void ForgetRequests();
   void ListReads();
-  absl::StatusOr<Lease> AwaitRound() ABSL_NO_THREAD_SAFETY_ANALYSIS;
-  absl::Status AttendBlocks();
+  // `batch` are the passes that this thread carries out together, this one among them.
+  absl::StatusOr<Lease> AwaitRound(absl::Span<AttendPass* const> batch)
+      ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  absl::Status AttendBlocks(absl::Span<AttendPass* const> batch);
   void AttendRound(const Lease& lease) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void CountBlock(const FarBlock& block, const LeasedBlock& leased) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   BlockId IdOf(const FarBlock& block, size_t layer) const ABSL_NO_THREAD_SAFETY_ANALYSIS;
@@ -125,6 +133,7 @@ class AttendPass {
   RuntimeCore& core_;
   // Of the request.
   Context* context_ = nullptr;
+  absl::Status status_;
   size_t layer_ = 0;
   AttendOutput output_;
   std::vector<int64_t> positions_;
@@ -144,6 +153,7 @@ class AttendPass {
   size_t attended_ = 0;   // those of earlier rounds
   size_t requested_ = 0;  // and those that the tickets bring
   size_t round_blocks_ = 0;
+  size_t rounds_ahead_ = 0;
   std::array<Ticket, kRoundsAhead> tickets_;  // a ring, the oldest at first_ticket_
   size_t first_ticket_ = 0;
   size_t ticket_count_ = 0;

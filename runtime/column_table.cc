@@ -38,17 +38,18 @@ ColumnTable::ColumnTable(const Options& options, TierManager& tiers, AlignedBuff
   for (size_t i = 0; i < free_.size(); ++i) free_[i] = static_cast<uint32_t>(free_.size() - 1 - i);
   by_key_.reserve(options.columns);
   first_child_.reserve(options.columns);
+  absl::MutexLock lock(&mu_);
+  blocks_.reserve(options.layers * options.kv_heads);
 }
 
-std::vector<BlockId> ColumnTable::Blocks(const ColumnKey& key) const {
-  std::vector<BlockId> ids;
-  ids.reserve(options_.layers * options_.kv_heads);
+absl::Span<const BlockId> ColumnTable::Blocks(const ColumnKey& key) {
+  blocks_.clear();
   for (size_t layer = 0; layer < options_.layers; ++layer) {
     for (size_t head = 0; head < options_.kv_heads; ++head) {
-      ids.push_back(ColumnBlockId(key, layer, head));
+      blocks_.push_back(ColumnBlockId(key, layer, head));
     }
   }
-  return ids;
+  return blocks_;
 }
 
 std::optional<uint32_t> ColumnTable::FreeSlot() {
@@ -68,10 +69,9 @@ std::optional<uint32_t> ColumnTable::FreeSlot() {
   return slot;
 }
 
-absl::StatusOr<ColumnIndex> ColumnTable::Begin(const ColumnKey& key, const ColumnKey& parent,
-                                               absl::Span<const int32_t> tokens) {
+absl::StatusOr<uint32_t> ColumnTable::Start(const ColumnKey& key, const ColumnKey& parent,
+                                            absl::Span<const int32_t> tokens) {
   TERRACE_CHECK(tokens.empty() || tokens.size() == options_.tokens);
-  absl::MutexLock lock(&mu_);
   if (by_key_.contains(key)) return absl::AlreadyExistsError("a column of this key exists");
   const std::optional<uint32_t> slot = FreeSlot();
   if (!slot.has_value()) {
@@ -80,32 +80,59 @@ absl::StatusOr<ColumnIndex> ColumnTable::Begin(const ColumnKey& key, const Colum
                                                      " tokens that the tiers can hold"));
   }
   Column& column = columns_[*slot];
-  column = {
-      .key = key, .parent = parent, .references = 1, .in_use = true, .named = !tokens.empty()};
+  column = {.key = key, .parent = parent, .named = !tokens.empty()};
   by_key_.emplace(key, *slot);
   if (column.named) {
     std::copy(tokens.begin(), tokens.end(), token_ids_.begin() + *slot * options_.tokens);
     const auto [first, is_new] = first_child_.try_emplace(parent, *slot);
     if (!is_new) column.next_sibling = std::exchange(first->second, *slot);
   }
+  return *slot;
+}
+
+absl::StatusOr<ColumnIndex> ColumnTable::Begin(const ColumnKey& key, const ColumnKey& parent,
+                                               absl::Span<const int32_t> tokens) {
+  absl::MutexLock lock(&mu_);
+  const absl::StatusOr<uint32_t> slot = Start(key, parent, tokens);
+  if (!slot.ok()) return slot.status();
+  columns_[*slot].references = 1;
+  return ColumnIndex{*slot};
+}
+
+absl::StatusOr<ColumnIndex> ColumnTable::Restore(const ColumnKey& key, const ColumnKey& parent,
+                                                 absl::Span<const int32_t> tokens) {
+  absl::MutexLock lock(&mu_);
+  const auto found = by_key_.find(key);
+  if (found != by_key_.end()) {
+    ++columns_[found->second].references;
+    return ColumnIndex{found->second};
+  }
+  const absl::StatusOr<uint32_t> slot = Start(key, parent, tokens);
+  if (!slot.ok()) return slot.status();
+  columns_[*slot].references = 1;
+  columns_[*slot].state = State::kUnsummarised;
   return ColumnIndex{*slot};
 }
 
 void ColumnTable::Complete(ColumnIndex column) {
   absl::MutexLock lock(&mu_);
-  columns_[Slot(column)].complete = true;
+  columns_[Slot(column)].state = State::kComplete;
 }
 
-// Owned before the look whether all blocks are there: none can go in between.
+bool ColumnTable::is_complete(ColumnIndex column) const {
+  absl::MutexLock lock(&mu_);
+  return columns_[Slot(column)].state == State::kComplete;
+}
+
+// Owned before the look whether all blocks are there: none is evicted in between. Owned ones can be
+// lost as well, to a bad disk.
 bool ColumnTable::Refer(uint32_t slot) {
   Column& column = columns_[slot];
-  if (column.references == 0) {
-    const std::vector<BlockId> blocks = Blocks(column.key);
-    tiers_.SetRetention(blocks, Retention::kOwned);
-    if (tiers_.CountLeading(blocks) < blocks.size()) {
-      Remove(slot);
-      return false;
-    }
+  const absl::Span<const BlockId> blocks = Blocks(column.key);
+  if (column.references == 0) tiers_.SetRetention(blocks, Retention::kOwned);
+  if (tiers_.CountLeading(blocks) < blocks.size()) {
+    if (column.references == 0) Remove(slot);
+    return false;
   }
   ++column.references;
   return true;
@@ -114,30 +141,34 @@ bool ColumnTable::Refer(uint32_t slot) {
 std::optional<ColumnIndex> ColumnTable::Acquire(const ColumnKey& key) {
   absl::MutexLock lock(&mu_);
   const auto found = by_key_.find(key);
-  if (found == by_key_.end() || !columns_[found->second].complete) return std::nullopt;
+  if (found == by_key_.end()) return std::nullopt;
   const uint32_t slot = found->second;
-  if (!Refer(slot)) return std::nullopt;
+  if (columns_[slot].state == State::kBuilding || !Refer(slot)) return std::nullopt;
   return ColumnIndex{slot};
 }
 
-std::optional<ColumnIndex> ColumnTable::AcquireUnchecked(const ColumnKey& key) {
+std::optional<ColumnIndex> ColumnTable::AcquireToSeal(const ColumnKey& key) {
   absl::MutexLock lock(&mu_);
   const auto found = by_key_.find(key);
-  if (found == by_key_.end() || !columns_[found->second].complete) return std::nullopt;
-  ++columns_[found->second].references;
+  if (found == by_key_.end()) return std::nullopt;
+  Column& column = columns_[found->second];
+  if (column.state != State::kComplete) return std::nullopt;
+  if (column.references++ == 0) tiers_.SetRetention(Blocks(key), Retention::kOwned);
   return ColumnIndex{found->second};
 }
 
 std::optional<ColumnTable::Partial> ColumnTable::AcquireLongest(const ColumnKey& parent,
                                                                 absl::Span<const int32_t> tokens) {
   absl::MutexLock lock(&mu_);
+  std::vector<uint32_t> damaged;  // and referred to, so that they stay
   while (true) {
     const auto first = first_child_.find(parent);
     if (first == first_child_.end()) return std::nullopt;
     uint32_t best = kNone;
     size_t best_tokens = 0;
     for (uint32_t slot = first->second; slot != kNone; slot = columns_[slot].next_sibling) {
-      if (!columns_[slot].complete) continue;
+      if (columns_[slot].state == State::kBuilding) continue;
+      if (std::find(damaged.begin(), damaged.end(), slot) != damaged.end()) continue;
       const int32_t* const ids = token_ids_.data() + size_t{slot} * options_.tokens;
       const size_t limit = std::min(tokens.size(), options_.tokens);
       const auto common =
@@ -149,19 +180,21 @@ std::optional<ColumnTable::Partial> ColumnTable::AcquireLongest(const ColumnKey&
     }
     if (best == kNone) return std::nullopt;
     if (Refer(best)) return Partial{ColumnIndex{best}, best_tokens};
+    damaged.push_back(best);
   }
 }
 
 std::optional<ColumnIndex> ColumnTable::Adopt(const ColumnKey& key, const ColumnKey& parent,
                                               absl::Span<const int32_t> tokens) {
-  const std::vector<BlockId> blocks = Blocks(key);
+  absl::MutexLock lock(&mu_);
+  // A look first: nothing makes room for a column that is not there.
+  const absl::Span<const BlockId> blocks = Blocks(key);
   if (tiers_.CountLeading(blocks) < blocks.size()) return std::nullopt;
-  const absl::StatusOr<ColumnIndex> column = Begin(key, parent, tokens);
-  if (!column.ok()) return std::nullopt;
-  tiers_.SetRetention(blocks, Retention::kOwned);
-  if (tiers_.CountLeading(blocks) == blocks.size()) return *column;
-  Release({&*column, 1});
-  return std::nullopt;
+  const absl::StatusOr<uint32_t> slot = Start(key, parent, tokens);
+  if (!slot.ok()) return std::nullopt;
+  columns_[*slot].state = State::kUnsummarised;
+  if (!Refer(*slot)) return std::nullopt;
+  return ColumnIndex{*slot};
 }
 
 void ColumnTable::AddReference(absl::Span<const ColumnIndex> columns) {
@@ -178,7 +211,7 @@ void ColumnTable::Release(absl::Span<const ColumnIndex> columns) {
     TERRACE_CHECK(released.references > 0);
     if (--released.references > 0) continue;
     released.released_at = ++releases_;
-    if (released.named && released.complete) {
+    if (released.named && released.state != State::kBuilding) {
       tiers_.SetRetention(Blocks(released.key), Retention::kCached);
     } else {
       Remove(slot);
@@ -193,6 +226,24 @@ void ColumnTable::Abandon(absl::Span<const ColumnIndex> columns) {
     TERRACE_CHECK(columns_[slot].references > 0);
     if (--columns_[slot].references == 0) Free(slot);
   }
+}
+
+bool ColumnTable::BeginSummaries(ColumnIndex column) {
+  absl::MutexLock lock(&mu_);
+  State& state = columns_[Slot(column)].state;
+  TERRACE_CHECK(state != State::kBuilding);
+  while (state == State::kSummarising) summaries_ended_.Wait(&mu_);
+  if (state == State::kComplete) return false;
+  state = State::kSummarising;
+  return true;
+}
+
+void ColumnTable::EndSummaries(ColumnIndex column, bool made) {
+  absl::MutexLock lock(&mu_);
+  State& state = columns_[Slot(column)].state;
+  TERRACE_CHECK(state == State::kSummarising);
+  state = made ? State::kComplete : State::kUnsummarised;
+  summaries_ended_.SignalAll();
 }
 
 void ColumnTable::Remove(uint32_t slot) {

@@ -44,9 +44,11 @@ BlockId ColumnBlockId(const ColumnKey& key, size_t layer, size_t kv_head);
 // those of a named column are cached, so that the next context which starts with the same tokens
 // finds them, and others are dropped.
 //
-// A column is built by one context, layer by layer, and seen by others once it is complete.
+// A column is built by one context, layer by layer, and seen by others once it is complete. One
+// that an earlier run left has blocks and no summaries, until somebody makes them from the blocks.
 //
-// Thread-safe. The summaries of an incomplete column belong to the thread of its context.
+// Thread-safe. Summaries are written by the thread that builds a column, or by the one that
+// BeginSummaries chose, before any context looks up with them, and are constant from then on.
 class ColumnTable {
  public:
   struct Options {
@@ -65,27 +67,41 @@ class ColumnTable {
   // kAlreadyExists when there is one of this key, kResourceExhausted when all are referred to.
   absl::StatusOr<ColumnIndex> Begin(const ColumnKey& key, const ColumnKey& parent,
                                     absl::Span<const int32_t> tokens) ABSL_LOCKS_EXCLUDED(mu_);
+  // The same for one that an earlier run completed, whatever became of its blocks; referred to once
+  // more where it is here already. Without summaries, unless it was here with them.
+  absl::StatusOr<ColumnIndex> Restore(const ColumnKey& key, const ColumnKey& parent,
+                                      absl::Span<const int32_t> tokens) ABSL_LOCKS_EXCLUDED(mu_);
+  // All blocks were put, and all summaries are those of this runtime's lookups.
   void Complete(ColumnIndex column) ABSL_LOCKS_EXCLUDED(mu_);
-  // A complete column all of whose blocks some tier holds, referred to once more.
+  bool is_complete(ColumnIndex column) const ABSL_LOCKS_EXCLUDED(mu_);
+
+  // A column that some context or run completed, all of whose blocks some tier holds, referred to
+  // once more. It may lack summaries.
   std::optional<ColumnIndex> Acquire(const ColumnKey& key) ABSL_LOCKS_EXCLUDED(mu_);
-  // The same, whatever became of its blocks.
-  std::optional<ColumnIndex> AcquireUnchecked(const ColumnKey& key) ABSL_LOCKS_EXCLUDED(mu_);
-  // The complete column after `parent` that has most tokens in common with `tokens`, and at least
-  // one, referred to once more.
+  // A complete column, referred to once more, for a context that has all of its keys and values: it
+  // puts the blocks back that no tier holds.
+  std::optional<ColumnIndex> AcquireToSeal(const ColumnKey& key) ABSL_LOCKS_EXCLUDED(mu_);
+  // As Acquire, the column after `parent` that has most tokens in common with `tokens`, and at
+  // least one.
   struct Partial {
     ColumnIndex column;
     size_t tokens = 0;
   };
   std::optional<Partial> AcquireLongest(const ColumnKey& parent, absl::Span<const int32_t> tokens)
       ABSL_LOCKS_EXCLUDED(mu_);
-  // Starts a named column whose blocks some tier holds already, all of them; its summaries are not
-  // known.
+  // Starts a named column whose blocks some tier holds already, all of them, without summaries.
   std::optional<ColumnIndex> Adopt(const ColumnKey& key, const ColumnKey& parent,
                                    absl::Span<const int32_t> tokens) ABSL_LOCKS_EXCLUDED(mu_);
   void AddReference(absl::Span<const ColumnIndex> columns) ABSL_LOCKS_EXCLUDED(mu_);
   void Release(absl::Span<const ColumnIndex> columns) ABSL_LOCKS_EXCLUDED(mu_);
   // The same, and leaves blocks as they are: somebody unknown may need them.
   void Abandon(absl::Span<const ColumnIndex> columns) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Whether the caller is to make the summaries of an acquired column, and to call EndSummaries
+  // then. False when they are there; waits while another thread makes them.
+  bool BeginSummaries(ColumnIndex column) ABSL_LOCKS_EXCLUDED(mu_);
+  // `made`: they are complete. Otherwise whoever wants them next makes them.
+  void EndSummaries(ColumnIndex column, bool made) ABSL_LOCKS_EXCLUDED(mu_);
 
   // REQUIRES for all below: the caller refers to the column.
   ColumnKey key(ColumnIndex column) const { return columns_[Slot(column)].key; }
@@ -106,12 +122,17 @@ class ColumnTable {
   size_t memory_bytes() const { return summaries_.size() + token_ids_.size() * sizeof(int32_t); }
 
  private:
+  enum class State : uint8_t {
+    kBuilding,      // by one context
+    kUnsummarised,  // of an earlier run
+    kSummarising,   // the same, and one thread makes the summaries
+    kComplete,
+  };
   struct Column {
     ColumnKey key;
     ColumnKey parent;
     uint32_t references = 0;
-    bool in_use = false;
-    bool complete = false;
+    State state = State::kBuilding;
     bool named = false;
     uint64_t released_at = 0;  // order of the last release
     uint32_t next_sibling = kNone;
@@ -121,7 +142,13 @@ class ColumnTable {
   ColumnTable(const Options& options, TierManager& tiers, AlignedBuffer summaries);
 
   static size_t Slot(ColumnIndex column) { return static_cast<size_t>(column); }
-  std::vector<BlockId> Blocks(const ColumnKey& key) const;
+  // Valid until the next call.
+  absl::Span<const BlockId> Blocks(const ColumnKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Begin, of a column that nobody refers to yet.
+  absl::StatusOr<uint32_t> Start(const ColumnKey& key, const ColumnKey& parent,
+                                 absl::Span<const int32_t> tokens)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // False when a block is lost; the column is removed then, if nobody refers to it.
   bool Refer(uint32_t slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Drops its blocks, and frees the slot.
   void Remove(uint32_t slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -140,6 +167,8 @@ class ColumnTable {
   absl::flat_hash_map<ColumnKey, uint32_t> by_key_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<ColumnKey, uint32_t> first_child_ ABSL_GUARDED_BY(mu_);  // named ones
   uint64_t releases_ ABSL_GUARDED_BY(mu_) = 0;
+  std::vector<BlockId> blocks_ ABSL_GUARDED_BY(mu_);  // what Blocks returned, reused
+  absl::CondVar summaries_ended_;
 };
 
 }  // namespace terrace

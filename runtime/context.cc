@@ -48,7 +48,7 @@ absl::Status Context::MakeReady() {
       break;
   }
   last_use_ = core_.NextUse();
-  return absl::OkStatus();
+  return rewind_to_.has_value() ? ReturnTo(*rewind_to_) : absl::OkStatus();
 }
 
 absl::Status Context::CheckLayer(size_t layer) const {
@@ -57,12 +57,33 @@ absl::Status Context::CheckLayer(size_t layer) const {
                                                  core_.shape().layers, " layers of the model"));
 }
 
-absl::Status Context::AddTokenIds(absl::Span<const int32_t> tokens) {
+absl::Status Context::AddTokenIds(int64_t first, absl::Span<const int32_t> tokens) {
   absl::MutexLock lock(&mu_);
   if (absl::Status status = MakeReady(); !status.ok()) return status;
-  // Tokens without names came before these: the chain ended there.
-  if (static_cast<int64_t>(token_ids_.size()) < TokensLocked()) return absl::OkStatus();
-  token_ids_.insert(token_ids_.end(), tokens.begin(), tokens.end());
+  int64_t appended = 0;
+  for (size_t layer = 0; layer < core_.shape().layers; ++layer) {
+    appended = std::max(appended, tail_.tokens(layer));
+  }
+  const auto named = static_cast<int64_t>(token_ids_.size());
+  if (first < 0 || first > std::max(named, appended)) {
+    return absl::InvalidArgumentError(absl::StrCat("token ids from position ", first, " on, where ",
+                                                   named, " tokens are named and ", appended,
+                                                   " appended"));
+  }
+  const auto id = [&](int64_t position) { return tokens[static_cast<size_t>(position - first)]; };
+  const int64_t end = first + static_cast<int64_t>(tokens.size());
+  for (int64_t i = first; i < std::min({end, named, appended}); ++i) {
+    const int32_t before = token_ids_[static_cast<size_t>(i)];
+    if (id(i) == before) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("token ", i, " was appended as ", before, ", not as ", id(i)));
+  }
+  // Tokens without names came: sharing ended there.
+  if (named < appended) return absl::OkStatus();
+  // What was named and not appended is named anew.
+  const int64_t keep = std::max(first, appended);
+  ForgetTokenIds(keep);
+  for (int64_t i = keep; i < end; ++i) token_ids_.push_back(id(i));
   ExtendChain();
   return absl::OkStatus();
 }
@@ -83,19 +104,14 @@ void Context::ForgetTokenIds(int64_t tokens) {
 }
 
 absl::Status Context::EvenOut(absl::string_view what) {
-  int64_t first = 0;
   for (size_t layer = 0; layer < core_.shape().layers; ++layer) {
     if (tail_.tokens(layer) != tail_.tokens(0)) {
       return absl::FailedPreconditionError(
           absl::StrCat(what, " in the middle of a step: layer 0 has ", tail_.tokens(0),
                        " tokens, layer ", layer, " has ", tail_.tokens(layer)));
     }
-    first = std::max(first, tail_.first(layer));
   }
-  for (size_t layer = 0; layer < core_.shape().layers; ++layer) {
-    if (absl::Status status = SealUpTo(layer, first); !status.ok()) return status;
-  }
-  return absl::OkStatus();
+  return SealColumns(tail_.tokens(0));
 }
 
 absl::Status Context::Attend(size_t layer, const AttendInput& input, const AttendOutput& output) {
@@ -103,11 +119,7 @@ absl::Status Context::Attend(size_t layer, const AttendInput& input, const Atten
   if (absl::Status status = MakeReady(); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<AttendPass>> pass = core_.TakePass();
   if (!pass.ok()) return pass.status();
-  absl::Status status = (*pass)->Begin(*this, layer, input, output);
-  if (status.ok()) {
-    AttendPass* const passes[] = {pass->get()};
-    status = AttendPass::Run(core_, passes);
-  }
+  const absl::Status status = (*pass)->RunOne(*this, layer, input, output);
   core_.GivePass(*std::move(pass));
   return status;
 }
@@ -171,7 +183,7 @@ std::vector<int32_t> Context::TokenIds() const {
 
 std::vector<LostTokens> Context::Lost() const {
   absl::MutexLock lock(&mu_);
-  return lost_;
+  return lost_.list();
 }
 
 ContextStats Context::Stats() const {

@@ -17,6 +17,7 @@
 #include "index/kv_dtype.h"
 #include "runtime/column_table.h"
 #include "runtime/context_stats.h"
+#include "runtime/lost_tokens.h"
 #include "runtime/tail.h"
 #include "tiers/lease.h"
 
@@ -72,9 +73,12 @@ class Context {
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
-  // Says which tokens the next Appends bring, so that contexts which start with the same tokens
-  // share their blocks. Tokens appended without it end that sharing.
-  absl::Status AddTokenIds(absl::Span<const int32_t> tokens) ABSL_LOCKS_EXCLUDED(mu_);
+  // Says which tokens stand at positions `first` and after, before Append brings them, so that
+  // contexts which start with the same tokens share their blocks. Tokens that were named and not
+  // appended yet are named anew, as when a step is tried again; tokens appended without a name end
+  // the sharing. kInvalidArgument for a gap, or another id for a token that was appended.
+  absl::Status AddTokenIds(int64_t first, absl::Span<const int32_t> tokens)
+      ABSL_LOCKS_EXCLUDED(mu_);
 
   // Appends to one layer; all or nothing. kInvalidArgument for a layer, dtype or number of tokens
   // that does not fit, or an element that is not finite in the stored dtype, naming it;
@@ -87,9 +91,10 @@ class Context {
   absl::Status Attend(size_t layer, const AttendInput& input, const AttendOutput& output)
       ABSL_LOCKS_EXCLUDED(mu_);
 
-  // Forgets the tokens from `tokens` on, in all layers, as when speculative tokens are rejected.
-  // What was in the window before is fetched back. kFailedPrecondition while layers differ in
-  // length, kDataLoss when a block that must come back is lost.
+  // Forgets the tokens from `tokens` on, in all layers, as when speculative tokens are rejected or
+  // a step ended in an error; no more than the shortest layer has can stay. What was in the window
+  // before is fetched back. kDataLoss when a block that must come back is lost, which loses the
+  // context. After kResourceExhausted the next call that needs the window goes on with it.
   absl::Status Truncate(int64_t tokens) ABSL_LOCKS_EXCLUDED(mu_);
   // A context of the first `tokens` tokens of this one. Sealed blocks are shared, the window is
   // copied. Errors as Truncate.
@@ -133,6 +138,10 @@ class Context {
   // Brings the window into memory; fails for a context that is gone.
   absl::Status MakeReady() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckLayer(size_t layer) const;
+  // The block in which the window of the last of `tokens` tokens begins, as its first token.
+  int64_t WindowBeginOf(int64_t tokens) const;
+  // Seals in each layer what any layer has sealed below `tokens`, so that those columns are whole.
+  absl::Status SealColumns(int64_t tokens) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Layers of the same length, and every column complete.
   absl::Status EvenOut(absl::string_view what) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ReleaseAll() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -181,6 +190,8 @@ class Context {
 
   Tail tail_ ABSL_GUARDED_BY(mu_);
   std::byte* memory_ ABSL_GUARDED_BY(mu_) = nullptr;  // of the tail, while active
+  // Where a return was on its way to when there was no room for it.
+  std::optional<int64_t> rewind_to_ ABSL_GUARDED_BY(mu_);
   // Names the blocks that hold a parked tail; nullopt when there is nothing to hold.
   bool has_sinks_ ABSL_GUARDED_BY(mu_) = true;
   std::optional<ColumnKey> parked_ ABSL_GUARDED_BY(mu_);
@@ -195,7 +206,7 @@ class Context {
 
   // What the last call attended to first, by layer: what the next step probably wants.
   std::vector<std::vector<FarBlock>> last_blocks_ ABSL_GUARDED_BY(mu_);
-  std::vector<LostTokens> lost_ ABSL_GUARDED_BY(mu_);
+  LostTokenList lost_ ABSL_GUARDED_BY(mu_);
   ContextStats stats_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -20,6 +20,15 @@ std::string Element(const ModelShape& shape, size_t layer, int64_t first_token,
                       row % shape.kv_heads, ", element ", bad.offset % shape.head_dim);
 }
 
+// Whether some tier holds the blocks of all KV heads.
+bool HasBlocks(RuntimeCore& core, ColumnIndex column, size_t layer) {
+  absl::InlinedVector<BlockId, 32> ids;
+  for (size_t head = 0; head < core.shape().kv_heads; ++head) {
+    ids.push_back(core.columns().block(column, layer, head));
+  }
+  return core.tiers().CountLeading(ids) == ids.size();
+}
+
 }  // namespace
 
 absl::Status Context::CheckInput(size_t layer, const KvInput& input) const {
@@ -68,21 +77,25 @@ absl::Status Context::SealBlock(size_t layer) {
   const size_t index = static_cast<size_t>(tail_.first(layer)) / tokens;
   const absl::StatusOr<ColumnIndex> column = ColumnAt(index);
   if (!column.ok()) return column.status();
-  if (sealed_layers_[index] != kShared) {
+  const bool shared = sealed_layers_[index] == kShared;
+  // What the tiers lost of a shared column comes back with whoever computed it anew.
+  if (!shared || !HasBlocks(core_, *column, layer)) {
     if (absl::Status status = PutBlock(layer, *column); !status.ok()) {
       return absl::Status(status.code(),
                           absl::StrCat("layer ", layer, ": no room for tokens ", tail_.first(layer),
                                        " to ", tail_.first(layer) + static_cast<int64_t>(tokens),
                                        ", which leave the window: ", status.message()));
     }
+  }
+  if (shared) {
+    stats_.shared_blocks += core_.shape().kv_heads;
+  } else {
     Summarise(*column, layer);
     stats_.sealed_blocks += core_.shape().kv_heads;
     if (++sealed_layers_[index] == core_.shape().layers) {
       core_.columns().Complete(*column);
       sealed_layers_[index] = kShared;
     }
-  } else {
-    stats_.shared_blocks += core_.shape().kv_heads;
   }
   tail_.PopFront(layer, tokens);
   return absl::OkStatus();
@@ -95,7 +108,7 @@ absl::StatusOr<ColumnIndex> Context::ColumnAt(size_t index) {
   TERRACE_CHECK(index == columns_.size());
   if (index < chain_.size()) {
     const ColumnKey& key = chain_[index];
-    if (const std::optional<ColumnIndex> shared = core_.columns().Acquire(key)) {
+    if (const std::optional<ColumnIndex> shared = core_.columns().AcquireToSeal(key)) {
       columns_.push_back(*shared);
       sealed_layers_.push_back(kShared);
       return *shared;
@@ -137,7 +150,7 @@ absl::Status Context::PutBlock(size_t layer, ColumnIndex column) {
                     .bytes = {block, bytes},
                     .retention = Retention::kOwned};
   }
-  return core_.tiers().Put(writes);
+  return core_.tiers().Put(writes, {.lease_patience = RuntimeCore::kLeasePatience});
 }
 
 void Context::Summarise(ColumnIndex column, size_t layer) {
@@ -177,10 +190,11 @@ absl::Status Context::Refill(size_t layer, int64_t first_token, const KvInput& i
       const BlockWrite write = {.id = core_.columns().block(column, layer, head),
                                 .bytes = block,
                                 .retention = Retention::kOwned};
-      if (status.ok()) status = core_.tiers().Put({&write, 1});
+      if (status.ok())
+        status = core_.tiers().Put({&write, 1}, {.lease_patience = RuntimeCore::kLeasePatience});
       if (!status.ok()) return status;
       const LostTokens refilled = {static_cast<uint32_t>(layer), head, first, tokens};
-      lost_.erase(std::remove(lost_.begin(), lost_.end(), refilled), lost_.end());
+      lost_.RemoveIf([&](const LostTokens& lost) { return lost == refilled; });
     }
   }
   return absl::OkStatus();

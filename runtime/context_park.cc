@@ -39,14 +39,19 @@ absl::Status Context::Park() {
 // Writes the memory of the tail as blocks; the last is filled up with what lies behind the tail.
 absl::Status Context::ParkLocked() {
   TERRACE_CHECK(state_ == State::kActive);
-  if (TokensLocked() > 0) {
+  // A layer that is ahead of the others, in the middle of a step, counts too.
+  bool any = false;
+  for (size_t layer = 0; layer < core_.shape().layers; ++layer) any |= tail_.tokens(layer) > 0;
+  if (any) {
     parked_ = core_.NewKey();
     const std::vector<BlockId> ids = ParkedBlocks();
     const size_t bytes = core_.options().BlockBytes();
     for (size_t i = 0; i < ids.size(); ++i) {
       const BlockWrite write = {
           .id = ids[i], .bytes = {memory_ + i * bytes, bytes}, .retention = Retention::kOwned};
-      if (absl::Status status = core_.tiers().Put({&write, 1}); !status.ok()) {
+      if (absl::Status status =
+              core_.tiers().Put({&write, 1}, {.lease_patience = RuntimeCore::kLeasePatience});
+          !status.ok()) {
         core_.tiers().Drop(ids);
         parked_.reset();
         return absl::Status(status.code(),
@@ -69,14 +74,16 @@ absl::Status Context::Unpark() {
   if (parked_.has_value()) {
     const std::vector<BlockId> ids = ParkedBlocks();
     const size_t bytes = core_.options().BlockBytes();
-    const size_t batch = std::clamp<size_t>(core_.tiers().max_fetch_blocks() / 4, 1, kUnparkBlocks);
+    const size_t batch =
+        std::clamp<size_t>(core_.tiers().max_fetch_blocks(Tier::kDram) / 4, 1, kUnparkBlocks);
     std::vector<BlockRead> reads;
     for (size_t first = 0; first < ids.size(); first += batch) {
       reads.clear();
       for (size_t i = first; i < std::min(ids.size(), first + batch); ++i) {
         reads.push_back({.id = ids[i]});
       }
-      absl::StatusOr<Lease> lease = core_.tiers().Fetch(reads, {.target = Tier::kDram});
+      absl::StatusOr<Lease> lease = core_.tiers().Fetch(
+          reads, {.target = Tier::kDram, .lease_patience = RuntimeCore::kLeasePatience});
       if (!lease.ok()) {
         core_.GiveTail(*memory);
         return lease.status();

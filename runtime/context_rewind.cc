@@ -11,11 +11,12 @@ namespace terrace {
 absl::Status Context::Truncate(int64_t tokens) {
   absl::MutexLock lock(&mu_);
   if (absl::Status status = MakeReady(); !status.ok()) return status;
-  if (absl::Status status = EvenOut("Truncate"); !status.ok()) return status;
   if (tokens < 0 || tokens > TokensLocked()) {
     return absl::InvalidArgumentError(
         absl::StrCat("Truncate to ", tokens, " tokens of ", TokensLocked()));
   }
+  // Blocks that stay blocks must be whole in all layers, also where a step ended in an error.
+  if (absl::Status status = SealColumns(WindowBeginOf(tokens)); !status.ok()) return status;
   for (size_t layer = 0; layer < core_.shape().layers; ++layer) {
     if (tokens >= tail_.first(layer)) {
       tail_.Truncate(layer, tokens);
@@ -29,11 +30,11 @@ absl::Status Context::Truncate(int64_t tokens) {
 absl::StatusOr<std::unique_ptr<Context>> Context::Fork(int64_t tokens) {
   absl::MutexLock lock(&mu_);
   if (absl::Status status = MakeReady(); !status.ok()) return status;
-  if (absl::Status status = EvenOut("Fork"); !status.ok()) return status;
   if (tokens < 0 || tokens > TokensLocked()) {
     return absl::InvalidArgumentError(
         absl::StrCat("Fork at ", tokens, " tokens of ", TokensLocked()));
   }
+  if (absl::Status status = SealColumns(WindowBeginOf(tokens)); !status.ok()) return status;
   auto fork = std::unique_ptr<Context>(new Context(core_));
   absl::MutexLock fork_lock(&fork->mu_);
   if (absl::Status status = fork->MakeReady(); !status.ok()) return status;
@@ -45,9 +46,7 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Fork(int64_t tokens) {
   core_.columns().AddReference(fork->columns_);
   fork->token_ids_ = token_ids_;
   fork->chain_ = chain_;
-  for (const LostTokens& lost : lost_) {
-    if (lost.first < tokens) fork->lost_.push_back(lost);
-  }
+  fork->lost_ = lost_;
   fork->tail_.CopyFrom(tail_, tokens);
   fork->has_sinks_ = true;
   if (absl::Status status = fork->ReturnTo(tokens); !status.ok()) return status;
@@ -57,8 +56,10 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Fork(int64_t tokens) {
 absl::Status Context::StartWith(std::vector<ColumnIndex> columns,
                                 absl::Span<const int32_t> tokens) {
   absl::MutexLock lock(&mu_);
-  columns_ = std::move(columns);
+  columns_.assign(columns.begin(), columns.end());  // which keeps its room
   sealed_layers_.assign(columns_.size(), kShared);
+  // Somebody who needed its memory may have parked it since it was made.
+  if (absl::Status status = MakeReady(); !status.ok()) return status;
   token_ids_.assign(tokens.begin(), tokens.end());
   ExtendChain();
   has_sinks_ = false;
@@ -70,30 +71,45 @@ absl::Status Context::StartWith(std::vector<ColumnIndex> columns,
 
 absl::Status Context::ReturnTo(int64_t tokens) {
   ForgetTokenIds(tokens);
-  lost_.erase(std::remove_if(lost_.begin(), lost_.end(),
-                             [&](const LostTokens& lost) { return lost.first >= tokens; }),
-              lost_.end());
-  const int64_t begin = core_.WindowBegin(std::max<int64_t>(tokens - 1, 0));
+  lost_.RemoveIf([&](const LostTokens& lost) { return lost.first >= tokens; });
+  rewind_to_ = tokens;
+  const int64_t begin = WindowBeginOf(tokens);
   int64_t kept = 0;  // sealed tokens that stay blocks
   for (size_t layer = 0; layer < core_.shape().layers; ++layer) {
     absl::Status status = FetchFront(layer, begin);
     // Those of a fork were copied; a context that starts with a cached prefix has none yet.
     if (status.ok() && tail_.first(layer) > 0 && !has_sinks_) status = FetchSinks(layer);
-    if (!status.ok()) {
+    if (absl::IsDataLoss(status)) {
       state_ = State::kBroken;
       broken_ = absl::FailedPreconditionError(
           absl::StrCat("the context could not go back to ", tokens, " tokens: ", status.message()));
       core_.GiveTail(std::exchange(memory_, nullptr));
       tail_.Attach(nullptr);
-      return status;
     }
+    if (!status.ok()) return status;
     kept = std::max(kept, tail_.first(layer));
   }
   has_sinks_ = true;
+  rewind_to_.reset();
   const size_t columns = static_cast<size_t>(kept) / core_.block_tokens();
   core_.columns().Release(absl::MakeConstSpan(columns_).subspan(columns));
   columns_.resize(columns);
   sealed_layers_.resize(columns);
+  return absl::OkStatus();
+}
+
+int64_t Context::WindowBeginOf(int64_t tokens) const {
+  return core_.WindowBegin(std::max<int64_t>(tokens - 1, 0));
+}
+
+absl::Status Context::SealColumns(int64_t tokens) {
+  int64_t first = 0;
+  for (size_t layer = 0; layer < core_.shape().layers; ++layer) {
+    first = std::max(first, tail_.first(layer));
+  }
+  for (size_t layer = 0; layer < core_.shape().layers; ++layer) {
+    if (absl::Status status = SealUpTo(layer, std::min(first, tokens)); !status.ok()) return status;
+  }
   return absl::OkStatus();
 }
 
@@ -103,7 +119,8 @@ absl::StatusOr<Lease> Context::FetchRow(size_t layer, size_t column) {
   for (size_t head = 0; head < heads; ++head) {
     reads[head] = {.id = core_.columns().block(columns_[column], layer, head)};
   }
-  absl::StatusOr<Lease> lease = core_.tiers().Fetch(reads, {.target = Tier::kDram});
+  absl::StatusOr<Lease> lease = core_.tiers().Fetch(
+      reads, {.target = Tier::kDram, .lease_patience = RuntimeCore::kLeasePatience});
   if (!lease.ok()) return lease.status();
   for (size_t head = 0; head < heads; ++head) {
     if ((*lease)[head].outcome == BlockOutcome::kServed) continue;

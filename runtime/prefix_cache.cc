@@ -45,11 +45,8 @@ PrefixCache::Hit PrefixCache::Longest(const ColumnKey& root, absl::Span<const in
     const absl::Span<const int32_t> next = tokens.subspan(hit.tokens, block);
     const ColumnKey key = ChainNext(parent, next);
     std::optional<ColumnIndex> column = columns_.Acquire(key);
-    if (!column.has_value()) {
-      column = columns_.Adopt(key, parent, next);
-      if (!column.has_value()) break;
-      hit.unsummarised.push_back(*column);
-    }
+    if (!column.has_value()) column = columns_.Adopt(key, parent, next);
+    if (!column.has_value()) break;
     hit.columns.push_back(*column);
     hit.tokens += block;
     parent = key;

@@ -28,10 +28,9 @@ class PrefixCache {
 
   struct Hit {
     size_t tokens = 0;
-    // That hold them, each referred to for the caller; of the last perhaps only some tokens.
+    // That hold them, each referred to for the caller; of the last perhaps only some tokens. They
+    // may lack summaries.
     std::vector<ColumnIndex> columns;
-    // Those among them whose summaries are not known, incomplete until the caller made them.
-    std::vector<ColumnIndex> unsummarised;
   };
   // The longest prefix of `tokens` that is cached under `root`.
   Hit Longest(const ColumnKey& root, absl::Span<const int32_t> tokens);

@@ -36,7 +36,7 @@ absl::StatusOr<std::unique_ptr<Context>> Runtime::NewContext(absl::Span<const in
   PrefixCache cache(core_->columns());
   PrefixCache::Hit hit = cache.Longest(core_->chain_root(), tokens.first(tokens.size() - 1));
   if (hit.tokens == 0) return context;
-  absl::Status status = core_->CompleteAdopted(hit.unsummarised);
+  absl::Status status = core_->CompleteSummaries(hit.columns);
   if (status.ok()) {
     status = (*context)->StartWith(std::move(hit.columns), tokens.first(hit.tokens));
   } else {
@@ -57,8 +57,11 @@ absl::Status Runtime::Forget(absl::string_view name) { return core_->saved().For
 
 absl::Status Runtime::Attend(size_t layer, absl::Span<const BatchedAttend> batch) {
   // Locked in one order, so that two batches cannot wait for each other.
-  absl::InlinedVector<Context*, 16> contexts;
-  for (const BatchedAttend& one : batch) contexts.push_back(one.context);
+  absl::InlinedVector<Context*, 64> contexts;
+  for (const BatchedAttend& one : batch) {
+    if (one.context == nullptr) return absl::InvalidArgumentError("a batch has a null context");
+    contexts.push_back(one.context);
+  }
   std::sort(contexts.begin(), contexts.end());
   if (std::adjacent_find(contexts.begin(), contexts.end()) != contexts.end()) {
     return absl::InvalidArgumentError("a batch has one context twice");

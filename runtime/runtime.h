@@ -29,6 +29,7 @@ struct BatchedAttend {
   Context* context = nullptr;  // each at most once
   AttendInput input;
   AttendOutput output;
+  absl::Status* status = nullptr;  // where not null, receives how this one ended
 };
 
 struct RuntimeStats {
@@ -61,7 +62,7 @@ class Runtime {
 
   // Context::Attend for several contexts at once, as continuous batching has them: one set of jobs
   // for the threads, and the fetches of all under way together. The first error; other contexts of
-  // the batch are served in spite of it.
+  // the batch are served in spite of it, and BatchedAttend::status tells them apart.
   absl::Status Attend(size_t layer, absl::Span<const BatchedAttend> batch);
 
   const RuntimeOptions& options() const;

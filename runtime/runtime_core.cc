@@ -178,37 +178,40 @@ void RuntimeCore::GivePass(std::unique_ptr<AttendPass> pass) {
   passes_.push_back(std::move(pass));
 }
 
-absl::Status RuntimeCore::Resummarise(absl::Span<const ColumnIndex> columns) {
-  if (columns_->options().summary_bytes == 0) return absl::OkStatus();
-  const size_t heads = options_.shape.kv_heads;
-  std::vector<BlockRead> reads(heads);
+absl::Status RuntimeCore::CompleteSummaries(absl::Span<const ColumnIndex> columns) {
   for (const ColumnIndex column : columns) {
-    for (size_t layer = 0; layer < options_.shape.layers; ++layer) {
-      for (size_t head = 0; head < heads; ++head) {
-        reads[head] = {.id = columns_->block(column, layer, head)};
-      }
-      auto lease = tiers_->Fetch(reads, {.target = Tier::kDram});
-      if (!lease.ok()) return lease.status();
-      for (size_t head = 0; head < heads; ++head) {
-        if (!policy(layer, head).looks_up()) continue;
-        if ((*lease)[head].outcome != BlockOutcome::kServed) {
-          return absl::DataLossError(absl::StrCat("a block of layer ", layer, ", KV head ", head,
-                                                  " of the prefix is lost"));
-        }
-        policy(layer, head)
-            .summary()
-            ->Summarise((*lease)[head].data, options_.shape.dtype, {},
-                        columns_->summary(column, layer, head)
-                            .first(policy(layer, head).summary()->bytes()));
-      }
-    }
+    if (!columns_->BeginSummaries(column)) continue;
+    const absl::Status status = Summarise(column);
+    columns_->EndSummaries(column, status.ok());
+    if (!status.ok()) return status;
   }
   return absl::OkStatus();
 }
 
-absl::Status RuntimeCore::CompleteAdopted(absl::Span<const ColumnIndex> columns) {
-  if (absl::Status status = Resummarise(columns); !status.ok()) return status;
-  for (const ColumnIndex column : columns) columns_->Complete(column);
+absl::Status RuntimeCore::Summarise(ColumnIndex column) {
+  std::vector<BlockRead> reads;
+  std::vector<size_t> heads;  // of the reads
+  for (size_t layer = 0; layer < options_.shape.layers; ++layer) {
+    reads.clear();
+    heads.clear();
+    for (size_t head = 0; head < options_.shape.kv_heads; ++head) {
+      if (!policy(layer, head).looks_up()) continue;
+      reads.push_back({.id = columns_->block(column, layer, head)});
+      heads.push_back(head);
+    }
+    if (reads.empty()) continue;
+    const auto lease = tiers_->Fetch(reads, {.target = Tier::kDram});
+    if (!lease.ok()) return lease.status();
+    for (size_t i = 0; i < heads.size(); ++i) {
+      if ((*lease)[i].outcome != BlockOutcome::kServed) {
+        return absl::DataLossError(absl::StrCat("a block of layer ", layer, ", KV head ", heads[i],
+                                                " that a lookup has to know is lost"));
+      }
+      const BlockSummary& summary = *policy(layer, heads[i]).summary();
+      summary.Summarise((*lease)[i].data, options_.shape.dtype, {},
+                        columns_->summary(column, layer, heads[i]).first(summary.bytes()));
+    }
+  }
   return absl::OkStatus();
 }
 

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "io/aligned_buffer.h"
 #include "runtime/attention.h"
@@ -35,6 +36,10 @@ class SavedContexts;
 // for.
 class RuntimeCore {
  public:
+  // How long a call that holds no blocks waits for calls of other contexts to let go of theirs.
+  // They always do: who holds blocks attends to them and waits for nobody.
+  static constexpr absl::Duration kLeasePatience = absl::Seconds(30);
+
   // `options` validate.
   static absl::StatusOr<std::unique_ptr<RuntimeCore>> Open(RuntimeOptions options);
   ~RuntimeCore();
@@ -72,17 +77,17 @@ class RuntimeCore {
   // Of a thread of compute(). Holds [max_append_tokens * group] rows.
   AttentionAccumulator& accumulator(size_t worker) { return accumulators_[worker]; }
 
-  // Fills in the summaries of complete columns from their blocks, without token masses. kDataLoss
-  // when one is lost.
-  absl::Status Resummarise(absl::Span<const ColumnIndex> columns);
-  // The same for columns that were adopted, which are complete then. Drops those after an error.
-  absl::Status CompleteAdopted(absl::Span<const ColumnIndex> columns);
+  // Makes the summaries that columns of earlier runs lack, from their blocks and without token
+  // masses; all columns are complete then. To be called with what the caller acquired, before any
+  // context has it. kDataLoss when a block is lost.
+  absl::Status CompleteSummaries(absl::Span<const ColumnIndex> columns);
   uint64_t window_bytes() const { return tails_.size(); }
 
  private:
   explicit RuntimeCore(RuntimeOptions options, Rope rope);
   absl::Status MakePolicies();
   absl::Status MakeMemory();
+  absl::Status Summarise(ColumnIndex column);
 
   const RuntimeOptions options_;
   const Rope rope_;

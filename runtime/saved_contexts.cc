@@ -140,20 +140,16 @@ absl::StatusOr<std::unique_ptr<Context>> SavedContexts::Load(absl::string_view n
     if (found == saved_.end()) {
       return absl::NotFoundError(absl::StrCat("no saved context '", name, "' in ", Directory()));
     }
-    Saved& saved = found->second;
+    const Saved& saved = found->second;
     if (!saved.status.ok()) return saved.status;
-    if (!saved.summaries_fit) {
-      if (absl::Status status = core_.Resummarise(saved.columns); !status.ok()) return status;
-      saved.summaries_fit = true;
-    }
     context->columns_ = saved.columns;
     context->sealed_layers_.assign(saved.columns.size(), Context::kShared);
     core_.columns().AddReference(saved.columns);
     if (absl::Status status = ReadContext(Path(name), *context); !status.ok()) return status;
   }
-  if (absl::Status status = context->ReturnTo(context->TokensLocked()); !status.ok()) {
-    return status;
-  }
+  absl::Status status = core_.CompleteSummaries(context->columns_);
+  if (status.ok()) status = context->ReturnTo(context->TokensLocked());
+  if (!status.ok()) return status;
   return context;
 }
 

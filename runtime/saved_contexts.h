@@ -45,7 +45,6 @@ class SavedContexts {
   struct Saved {
     int64_t tokens = 0;
     std::vector<ColumnIndex> columns;  // referred to
-    bool summaries_fit = true;         // made by the lookups of this runtime
     absl::Status status;
   };
 
@@ -58,7 +57,8 @@ class SavedContexts {
   Saved ReadManifest(const std::string& path) const;
   absl::Status ReadHeader(CheckedFileReader& file, Header& header) const;
   absl::Status ReadColumns(CheckedFileReader& file, const Header& header, Saved& saved) const;
-  absl::StatusOr<ColumnIndex> ReadColumn(CheckedFileReader& file, const Header& header) const;
+  absl::StatusOr<ColumnIndex> ReadColumn(CheckedFileReader& file, const Header& header,
+                                         bool summaries_fit) const;
   absl::Status ReadContext(const std::string& path, Context& context) const;
   absl::Status ReadWindow(CheckedFileReader& file, const Header& header,
                           Context& context) const ABSL_NO_THREAD_SAFETY_ANALYSIS;

@@ -77,19 +77,26 @@ SavedContexts::Saved SavedContexts::ReadManifest(const std::string& path) const 
 
 absl::Status SavedContexts::ReadColumns(CheckedFileReader& file, const Header& header,
                                         Saved& saved) const {
-  saved.summaries_fit = header.lookups == LookupFingerprint() &&
-                        header.summary_bytes == core_.columns().options().summary_bytes;
+  // Made by the lookups of this runtime.
+  const bool summaries_fit = header.lookups == LookupFingerprint() &&
+                             header.summary_bytes == core_.columns().options().summary_bytes;
   for (uint64_t i = 0; i < header.columns; ++i) {
-    const absl::StatusOr<ColumnIndex> column = ReadColumn(file, header);
+    const absl::StatusOr<ColumnIndex> column = ReadColumn(file, header, summaries_fit);
     if (!column.ok()) return column.status();
     saved.columns.push_back(*column);
   }
-  return file.EndSection();
+  if (absl::Status status = file.EndSection(); !status.ok()) return status;
+  // Only now is it known that what was read is right.
+  if (summaries_fit) {
+    for (const ColumnIndex column : saved.columns) core_.columns().Complete(column);
+  }
+  return absl::OkStatus();
 }
 
-// A column that another manifest brought already is shared with it.
-absl::StatusOr<ColumnIndex> SavedContexts::ReadColumn(CheckedFileReader& file,
-                                                      const Header& header) const {
+// A column that another manifest brought already is shared with it, and takes the summaries of
+// whichever fits.
+absl::StatusOr<ColumnIndex> SavedContexts::ReadColumn(CheckedFileReader& file, const Header& header,
+                                                      bool summaries_fit) const {
   const ColumnTable::Options& options = core_.columns().options();
   ColumnKey key;
   ColumnKey parent;
@@ -101,20 +108,16 @@ absl::StatusOr<ColumnIndex> SavedContexts::ReadColumn(CheckedFileReader& file,
   if (status.ok()) status = file.Read(tokens.data(), tokens.size() * sizeof(int32_t));
   if (!status.ok()) return status;
   const uint64_t summaries = uint64_t{header.summary_bytes} * options.layers * options.kv_heads;
-  if (const auto shared = core_.columns().AcquireUnchecked(key)) {
-    if (status = file.Skip(summaries); !status.ok()) return status;
-    return *shared;
-  }
-  const absl::StatusOr<ColumnIndex> column = core_.columns().Begin(key, parent, tokens);
+  const absl::StatusOr<ColumnIndex> column = core_.columns().Restore(key, parent, tokens);
   if (!column.ok()) return column.status();
   const absl::Span<std::byte> memory = core_.columns().summaries(*column);
-  status =
-      memory.size() == summaries ? file.Read(memory.data(), memory.size()) : file.Skip(summaries);
+  status = summaries_fit && !core_.columns().is_complete(*column)
+               ? file.Read(memory.data(), memory.size())
+               : file.Skip(summaries);
   if (!status.ok()) {
     core_.columns().Abandon({&*column, 1});
     return status;
   }
-  core_.columns().Complete(*column);
   return column;
 }
 

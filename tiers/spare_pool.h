@@ -33,7 +33,7 @@ class SparePool {
   }
 
  private:
-  static constexpr size_t kMaxSpares = 32;
+  static constexpr size_t kMaxSpares = 128;
 
   absl::Mutex mu_;
   std::vector<Vector> spares_ ABSL_GUARDED_BY(mu_);

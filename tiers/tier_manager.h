@@ -55,6 +55,15 @@ struct FetchOptions {
   // else DRAM, else staging memory.
   std::optional<Tier> target;
   absl::Time deadline = absl::InfiniteFuture();
+  // How long Fetch waits for others to end their leases where these leave no room. Who asks for it
+  // holds neither lease nor ticket of this manager, or might wait for itself. While somebody waits,
+  // FetchAsync and TryFetchAsync take no room.
+  absl::Duration lease_patience = absl::ZeroDuration();
+};
+
+struct PutOptions {
+  // As that of FetchOptions.
+  absl::Duration lease_patience = absl::ZeroDuration();
 };
 
 // Keeps blocks in HBM, DRAM and NVMe, each in the fastest tier that it deserves, and moves them.
@@ -67,7 +76,8 @@ struct FetchOptions {
 //     leave a tier least recently used first. With Put and Fetch alone, what ends up where depends
 //     on the order of the calls alone, not on the speed of the disk.
 //   - Capacities are hard. A call that cannot have the room it needs fails with kResourceExhausted,
-//     naming needed and available; it may first wait for writes in flight, never for a lease.
+//     naming needed and available; it may first wait for writes in flight, and for a lease only
+//     where the caller asks for patience.
 //   - A failing disk never fails the caller: unreadable blocks are misses (counted), and after a
 //     failed write the NVMe tier takes no more of them and goes on serving reads.
 //
@@ -100,7 +110,8 @@ class TierManager {
   // in none, as it would not be encrypted as this call asks. kResourceExhausted when no room could
   // be made for one, kFailedPrecondition when the key of its namespace is not here. The blocks
   // before one that failed are stored.
-  absl::Status Put(absl::Span<const BlockWrite> blocks) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Put(absl::Span<const BlockWrite> blocks, const PutOptions& options = {})
+      ABSL_LOCKS_EXCLUDED(mu_);
 
   // Starts bringing blocks to the target tier, all or none, and pins them there. Fails at once with
   // kResourceExhausted (what is pinned leaves too little room: fetch fewer, release leases) or
@@ -109,6 +120,11 @@ class TierManager {
   // towards the room needed.
   absl::StatusOr<Ticket> FetchAsync(absl::Span<const BlockRead> reads,
                                     const FetchOptions& options = {}) ABSL_LOCKS_EXCLUDED(mu_);
+  // The same for callers that fetch ahead as far as there is room: nullopt when there is none just
+  // now, for either reason.
+  absl::StatusOr<std::optional<Ticket>> TryFetchAsync(absl::Span<const BlockRead> reads,
+                                                      const FetchOptions& options = {})
+      ABSL_LOCKS_EXCLUDED(mu_);
   // The same, waiting for write-backs where they stand in the way, and for the blocks.
   absl::StatusOr<Lease> Fetch(absl::Span<const BlockRead> reads, const FetchOptions& options = {})
       ABSL_LOCKS_EXCLUDED(mu_);
@@ -157,8 +173,8 @@ class TierManager {
   std::optional<uint64_t> NvmeOffset(const BlockId& id) const ABSL_LOCKS_EXCLUDED(mu_);
 
   size_t block_bytes() const { return options_.block_bytes; }
-  // Blocks that one fetch to the fast tier can hold at most.
-  size_t max_fetch_blocks() const;
+  // Blocks that one fetch to a tier can hold at most; nullopt is the fast tier.
+  size_t max_fetch_blocks(std::optional<Tier> target = std::nullopt) const;
   TierStats Stats() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
@@ -265,7 +281,7 @@ class TierManager {
   absl::Status MakeItems(absl::Span<const BlockRead> reads, FetchItems& items) const;
   absl::Status NoRoomError(absl::string_view what, size_t needed, Pool pool) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Status PutOne(const BlockWrite& block) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status PutOne(const BlockWrite& block, absl::Time patience_end) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status OtherSpaceError(const BlockWrite& block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status FillFromCaller(const BlockWrite& block, Place place,
                               absl::Span<PageChecksum> checksums) const;
@@ -284,6 +300,12 @@ class TierManager {
   void PrepareFlight(Flight& flight, Place target) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CollectGroups(GroupBatch& writes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void PrepareGroup(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Waits for something to change while leases hold slots of `pool`; false when there are none, or
+  // `until` has passed.
+  bool AwaitLeases(Pool pool, absl::Time until) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Starts a fetch where there is room for it at once.
+  absl::StatusOr<Room> StartFetch(absl::Span<const BlockRead> reads, const FetchOptions& options,
+                                  Pool target, Ticket& ticket) ABSL_LOCKS_EXCLUDED(mu_);
   // A lane that nobody uses; nullptr when there is none.
   Lane* TakeLane() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Submits what `lane` has collected and waits for some of what it has in flight; false when it
@@ -353,6 +375,7 @@ class TierManager {
   size_t prefetch_flights_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t landings_ ABSL_GUARDED_BY(mu_) = 0;    // grows whenever a transfer ends
   int waiters_ ABSL_GUARDED_BY(mu_) = 0;          // threads that do the work themselves
+  int lease_waiters_ ABSL_GUARDED_BY(mu_) = 0;    // threads that wait for leases of others to end
   bool recovering_ ABSL_GUARDED_BY(mu_) = false;  // placement_ belongs to Recover
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   absl::CondVar progress_;      // something landed, failed or was written

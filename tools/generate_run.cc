@@ -30,7 +30,8 @@ class Run {
   // Runs the last generated token, which only a Save needs, and saves.
   absl::Status Save();
   absl::Status NameTokens(absl::Span<const int32_t> tokens) {
-    return context_ == nullptr ? absl::OkStatus() : context_->AddTokenIds(tokens);
+    return context_ == nullptr ? absl::OkStatus()
+                               : context_->AddTokenIds(context_->tokens(), tokens);
   }
 
   const GenerateSetup& setup_;

@@ -1,13 +1,9 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <fstream>
-#include <iostream>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <thread>
@@ -17,11 +13,9 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "io/aligned_buffer.h"
 #include "io/block_device.h"
-#include "tests/support/forbid_syscall.h"
+#include "tests/io/file_device_fixture.h"
 #include "tests/support/open_count.h"
-#include "tests/support/temp_dir.h"
 
 namespace terrace {
 namespace {
@@ -30,56 +24,6 @@ using testing::AllOf;
 using testing::ExitedWithCode;
 using testing::HasSubstr;
 using testing::StartsWith;
-
-void WriteFile(const std::string& path, const std::string& contents) {
-  std::ofstream(path, std::ios::binary) << contents;
-}
-
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
-
-bool Exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
-
-class FileDeviceTest : public testing::Test {
- protected:
-  FileDeviceOptions Options(uint64_t size_bytes = 0) const {
-    FileDeviceOptions options;
-    options.path = path_;
-    options.size_bytes = size_bytes;
-    return options;
-  }
-  FileDeviceOptions CreateOptions(uint64_t size_bytes) const {
-    FileDeviceOptions options = Options(size_bytes);
-    options.create = true;
-    return options;
-  }
-
-  // Reads or writes the page at `offset`.
-  absl::Status Transfer(BlockDevice& device, IoOp op, uint64_t offset, size_t bytes = kPageBytes) {
-    const iovec buffer = {memory_.data(), bytes};
-    request_ = IoRequest();
-    request_.op = op;
-    request_.offset = offset;
-    request_.buffers = absl::MakeConstSpan(&buffer, 1);
-    IoRequest* const batch[] = {&request_};
-    return RunBatch(device, batch);
-  }
-
-  const TempDir dir_;
-  const std::string path_ = dir_.Join("data");
-  AlignedBuffer memory_ = *AlignedBuffer::Create(4 * kPageBytes);
-  IoRequest request_;
-};
-
-// Opens in vain, with this code and text.
-void ExpectError(const FileDeviceOptions& options, absl::StatusCode code,
-                 const testing::Matcher<std::string>& text) {
-  const absl::StatusOr<std::unique_ptr<BlockDevice>> device = OpenFileDevice(options);
-  EXPECT_EQ(device.status().code(), code) << device.status();
-  EXPECT_THAT(std::string(device.status().message()), text);
-}
 
 TEST_F(FileDeviceTest, BadOptionsNameTheField) {
   const auto bad = [this](auto change) {
@@ -344,137 +288,6 @@ TEST_F(FileDeviceTest, AFileCutShortMeanwhileIsDataLoss) {
   EXPECT_EQ(Transfer(**device, IoOp::kRead, 0, 3 * kPageBytes).code(), absl::StatusCode::kDataLoss);
   EXPECT_EQ(request_.error, ENODATA);
   EXPECT_EQ(request_.transferred, kPageBytes);
-}
-
-// --- Kernels and containers that forbid things, played by a filter in a child process ---
-
-class FilteredFileDeviceTest : public FileDeviceTest {
- protected:
-  void SetUp() override {
-    if (!CanForbidSyscalls()) GTEST_SKIP() << "this kernel does not allow seccomp filters";
-  }
-  // Ends the child: what it expected must have happened.
-  [[noreturn]] static void Exit() {
-    std::cerr.flush();
-    ::_exit(HasFailure() ? 1 : 0);
-  }
-};
-
-TEST_F(FilteredFileDeviceTest, AutoFallsBackToThreadsAndSaysWhy) {
-  const auto plain = OpenFileDevice(CreateOptions(kPageBytes));
-  ASSERT_TRUE(plain.ok()) << plain.status();
-  const bool has_io_uring = (*plain)->info().engine == IoEngine::kIoUring;
-  const std::pair<long, std::string> calls[] = {{SYS_io_uring_setup, "io_uring_setup"},
-                                                {SYS_io_uring_enter, "io_uring_enter"},
-                                                {SYS_io_uring_register, "io_uring_register"}};
-  for (const auto& [number, name] : calls) {
-    // Without io_uring, the first call fails and the others are never made.
-    if (!has_io_uring && number != SYS_io_uring_setup) continue;
-    SCOPED_TRACE(name);
-    EXPECT_EXIT(
-        {
-          ASSERT_TRUE(ForbidSyscall(number, EPERM));
-          FileDeviceOptions options = CreateOptions(kPageBytes);
-          options.path = dir_.Join(name);
-          const auto device = OpenFileDevice(options);
-          EXPECT_TRUE(device.ok()) << device.status();
-          EXPECT_EQ((*device)->info().engine, IoEngine::kThreads);
-          EXPECT_EQ((*device)->info().engine_reason,
-                    absl::StrCat("io_uring is not available: ", name, ": Operation not permitted"));
-          EXPECT_TRUE(Transfer(**device, IoOp::kWrite, 0).ok());
-          EXPECT_TRUE(Transfer(**device, IoOp::kRead, 0).ok());
-          Exit();
-        },
-        ExitedWithCode(0), "");
-  }
-}
-
-TEST_F(FilteredFileDeviceTest, IoUringByNameIsUnavailableInstead) {
-  WriteFile(path_, std::string(2 * kPageBytes, 'x'));
-  EXPECT_EXIT(
-      {
-        ASSERT_TRUE(ForbidSyscall(SYS_io_uring_setup, ENOSYS));
-        FileDeviceOptions options = CreateOptions(kPageBytes);
-        options.engine = IoEngine::kIoUring;
-        options.truncate = true;
-        const auto text = AllOf(HasSubstr("io_uring"), HasSubstr("Function not implemented"));
-        ExpectError(options, absl::StatusCode::kUnavailable, text);
-        options.path = dir_.Join("new");
-        ExpectError(options, absl::StatusCode::kUnavailable, text);
-        Exit();
-      },
-      ExitedWithCode(0), "");
-  EXPECT_EQ(ReadFile(path_), std::string(2 * kPageBytes, 'x')) << "not harmed";
-  EXPECT_FALSE(Exists(dir_.Join("new")));
-}
-
-TEST_F(FilteredFileDeviceTest, AFilesystemWithoutDirectIoUsesThePageCache) {
-  EXPECT_EXIT(
-      {
-        ASSERT_TRUE(ForbidSyscall(SYS_fcntl, EINVAL, O_DIRECT));
-        const auto device = OpenFileDevice(CreateOptions(kPageBytes));
-        EXPECT_TRUE(device.ok()) << device.status();
-        EXPECT_FALSE((*device)->info().direct_io);
-        EXPECT_EQ((*device)->info().direct_reason,
-                  "the filesystem refuses O_DIRECT: Invalid argument");
-        EXPECT_TRUE(Transfer(**device, IoOp::kWrite, 0).ok());
-        Exit();
-      },
-      ExitedWithCode(0), "");
-}
-
-TEST_F(FilteredFileDeviceTest, AFilesystemWithoutReservationsGetsASparseFile) {
-  EXPECT_EXIT(
-      {
-        ASSERT_TRUE(ForbidSyscall(SYS_fallocate, EOPNOTSUPP));
-        const auto device = OpenFileDevice(CreateOptions(4 * kPageBytes));
-        EXPECT_TRUE(device.ok()) << device.status();
-        EXPECT_TRUE(Transfer(**device, IoOp::kRead, 3 * kPageBytes).ok());
-        Exit();
-      },
-      ExitedWithCode(0), "");
-}
-
-TEST_F(FilteredFileDeviceTest, ADiskThatFillsUpWhileReservingIsResourceExhausted) {
-  WriteFile(path_, std::string(5000, 'x'));
-  EXPECT_EXIT(
-      {
-        ASSERT_TRUE(ForbidSyscall(SYS_fallocate, ENOSPC));
-        FileDeviceOptions options = CreateOptions(8 * kPageBytes);
-        const auto text = HasSubstr("not enough disk space");
-        ExpectError(options, absl::StatusCode::kResourceExhausted, text);
-        options.path = dir_.Join("new");
-        ExpectError(options, absl::StatusCode::kResourceExhausted, text);
-        Exit();
-      },
-      ExitedWithCode(0), "");
-  EXPECT_EQ(ReadFile(path_), std::string(5000, 'x'));
-  EXPECT_FALSE(Exists(dir_.Join("new")));
-}
-
-TEST_F(FilteredFileDeviceTest, AFileThatCannotBeLockedIsNotTouched) {
-  EXPECT_EXIT(
-      {
-        ASSERT_TRUE(ForbidSyscall(SYS_flock, ENOLCK));
-        ExpectError(CreateOptions(kPageBytes), absl::StatusCode::kInternal,
-                    AllOf(HasSubstr(path_), HasSubstr("cannot lock: No locks available")));
-        Exit();
-      },
-      ExitedWithCode(0), "");
-}
-
-TEST_F(FilteredFileDeviceTest, ADeviceWithoutThreadsIsUnavailable) {
-  EXPECT_EXIT(
-      {
-        ASSERT_TRUE(ForbidSyscall(SYS_clone3, EAGAIN));
-        ASSERT_TRUE(ForbidSyscall(SYS_clone, EAGAIN));
-        FileDeviceOptions options = CreateOptions(kPageBytes);
-        options.engine = IoEngine::kThreads;
-        ExpectError(options, absl::StatusCode::kUnavailable,
-                    HasSubstr("cannot start a thread: Resource temporarily unavailable"));
-        Exit();
-      },
-      ExitedWithCode(0), "");
 }
 
 }  // namespace

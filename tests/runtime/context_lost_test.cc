@@ -83,6 +83,54 @@ TEST(ContextLost, RefillTakesWholeBlocksBelowTheWindowOnly) {
   EXPECT_TRUE(absl::IsInvalidArgument(Recompute(rig, *context, {.first = 384, .count = 32})));
 }
 
+// A prefix that a live context shares, and blocks of it that the tiers lost.
+class LostPrefixTest : public ::testing::Test {
+ protected:
+  LostPrefixTest() : rig_(SmallRuntime()) {
+    for (int32_t i = 0; i < 800; ++i) tokens_.push_back(i);
+    first_ = Compute();
+    blocks_ = rig_.runtime().tiers().OwnedBlocks();
+  }
+
+  // A context that computes 700 tokens without looking for a prefix.
+  std::unique_ptr<Context> Compute() {
+    auto context = *rig_.runtime().NewContext();
+    EXPECT_TRUE(context->AddTokenIds(0, absl::MakeConstSpan(tokens_).first(700)).ok());
+    EXPECT_TRUE(rig_.Prefill(*context, 700, 96).ok());
+    return context;
+  }
+
+  ContextRig rig_;
+  std::vector<int32_t> tokens_;
+  std::unique_ptr<Context> first_;
+  std::vector<BlockId> blocks_;
+};
+
+TEST_F(LostPrefixTest, IsNoHitEvenWhileAContextHoldsIt) {
+  EXPECT_EQ((*rig_.runtime().NewContext(tokens_))->tokens(), 608);
+  rig_.runtime().tiers().Drop(blocks_);
+  const auto context = *rig_.runtime().NewContext(tokens_);
+  EXPECT_EQ(context->tokens(), 0);
+  ASSERT_TRUE(rig_.Step(*context, 1).ok());
+  EXPECT_TRUE(context->Lost().empty());
+}
+
+TEST_F(LostPrefixTest, IsWholeAgainOnceAContextComputedIt) {
+  const size_t columns = rig_.runtime().Stats().columns;
+  for (const size_t lost : {size_t{3}, blocks_.size()}) {
+    rig_.runtime().tiers().Drop(absl::MakeConstSpan(blocks_).first(lost));
+    const auto second = Compute();
+    ASSERT_TRUE(rig_.Step(*second, 1).ok());
+    EXPECT_TRUE(second->Lost().empty());
+    EXPECT_EQ(rig_.runtime().Stats().columns, columns);
+    EXPECT_EQ((*rig_.runtime().NewContext(tokens_))->tokens(), 608);
+  }
+  // Whoever had it has it again.
+  const auto out = rig_.Attend(*first_, 1, 699, 1);
+  EXPECT_LE(ContextRig::Error(*out, rig_.Expected(1, 699, [](int64_t) { return true; })), 1e-3);
+  EXPECT_TRUE(first_->Lost().empty());
+}
+
 TEST(ContextLost, AWindowLostWhileIdleIsSaidAndDoesNoOtherHarm) {
   ContextRig rig(SmallRuntime());
   const auto context = *rig.runtime().NewContext();

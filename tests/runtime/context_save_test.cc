@@ -42,7 +42,7 @@ TEST(ContextSave, ItsTokensAreKnownAfterwards) {
   ContextRig rig(DurableRuntime());
   const std::vector<int32_t> tokens = {7, 8, 9};
   auto context = *rig.runtime().NewContext();
-  ASSERT_TRUE(context->AddTokenIds(tokens).ok());
+  ASSERT_TRUE(context->AddTokenIds(0, tokens).ok());
   ASSERT_TRUE(rig.Prefill(*context, 3, 3).ok());
   ASSERT_TRUE(context->Save("a").ok());
   context.reset();
@@ -166,6 +166,70 @@ TEST(ContextSave, ALargerWindowOrAnotherLookupStillLoads) {
   ASSERT_TRUE(rig.Step(**loaded, 1).ok());
   const auto out = rig.Attend(**loaded, 1, 500, 1);
   EXPECT_LE(ContextRig::Error(*out, rig.Expected(1, 500, [](int64_t) { return true; })), 1e-3);
+}
+
+// Two manifests of the same blocks, of which the lookups of the runtime made the summaries of "b".
+class SharedColumnsTest : public ::testing::Test {
+ protected:
+  SharedColumnsTest() : rig_(Options()) {
+    auto context = *rig_.runtime().NewContext();
+    EXPECT_TRUE(rig_.Prefill(*context, 1400, 96).ok());
+    EXPECT_TRUE(context->Save("a").ok());
+    context.reset();
+    Reopen();
+    context = *rig_.runtime().Load("a");
+    EXPECT_TRUE(context->Save("b").ok());
+    expected_ = *rig_.Step(*context, 1);
+  }
+
+  static RuntimeOptions Options() {
+    RuntimeOptions options = SmallRuntime();
+    options.shape.key_state = KeyState::kBeforeRope;
+    options.tiers.nvme_bytes = 64 << 20;
+    options.lookup = {.kind = LookupKind::kInfllm,
+                      .blocks = 4,
+                      .representatives = 8,
+                      .choice = RepresentativeChoice::kMostMass};
+    return options;
+  }
+  void Reopen() {
+    rig_.ReopenWith([] {},
+                    [](RuntimeOptions& changed) {
+                      changed.lookup = {
+                          .kind = LookupKind::kInfllm, .blocks = 4, .representatives = 4};
+                    });
+  }
+  std::string Path(const std::string& name) const {
+    return rig_.options().tiers.nvme_dir + "/contexts/" + name + ".ctx";
+  }
+  std::vector<std::vector<float>> StepOf(const char* name) {
+    const auto context = rig_.runtime().Load(name);
+    EXPECT_TRUE(context.ok()) << context.status();
+    return context.ok() ? *rig_.Step(**context, 1) : std::vector<std::vector<float>>();
+  }
+
+  ContextRig rig_;
+  std::vector<std::vector<float>> expected_;
+};
+
+TEST_F(SharedColumnsTest, SummariesComeFromTheManifestWhoseLookupsAreThoseOfTheRuntime) {
+  // Whatever order a directory lists them in, some that do not fit come first.
+  for (const char* name : {"0", "c", "d", "z"}) std::filesystem::copy(Path("a"), Path(name));
+  Reopen();
+  EXPECT_EQ(StepOf("b"), expected_);
+  EXPECT_EQ(StepOf("a"), expected_);
+}
+
+TEST_F(SharedColumnsTest, SummariesOfADamagedManifestAreNotUsed) {
+  for (const char* name : {"0", "c", "d", "z"}) std::filesystem::copy(Path("a"), Path(name));
+  const size_t size = std::filesystem::file_size(Path("b"));
+  std::fstream file(Path("b"), std::ios::binary | std::ios::in | std::ios::out);
+  file.seekp(static_cast<std::streamoff>(size * 9 / 10));
+  file << std::string(64, '\x55');
+  file.close();
+  Reopen();
+  EXPECT_TRUE(absl::IsDataLoss(rig_.runtime().Load("b").status()));
+  EXPECT_EQ(StepOf("a"), expected_);
 }
 
 }  // namespace

@@ -1,7 +1,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <numeric>
+#include <thread>
 
 #include "runtime/prefix_cache.h"
 #include "tests/support/context_rig.h"
@@ -18,7 +20,7 @@ std::vector<int32_t> Tokens(int32_t count) {
 
 void RunTokens(ContextRig& rig, Context& context, absl::Span<const int32_t> tokens) {
   const auto known = static_cast<size_t>(context.tokens());
-  ASSERT_TRUE(context.AddTokenIds(tokens.subspan(known)).ok());
+  ASSERT_TRUE(context.AddTokenIds(static_cast<int64_t>(known), tokens.subspan(known)).ok());
   ASSERT_TRUE(rig.Prefill(context, static_cast<int64_t>(tokens.size()), 96).ok());
 }
 
@@ -132,6 +134,120 @@ TEST_P(PrefixTest, WhatWasEvictedIsNoHit) {
 INSTANTIATE_TEST_SUITE_P(Lookups, PrefixTest,
                          ::testing::Values(LookupKind::kFull, LookupKind::kQuest),
                          [](const auto& info) { return LookupKindName(info.param); });
+
+TEST(PrefixNames, AStepThatIsTriedAgainNamesItsTokensOnce) {
+  ContextRig rig(SmallRuntime());
+  const std::vector<int32_t> tokens = Tokens(400);
+  const absl::Span<const int32_t> chunk = absl::MakeConstSpan(tokens).first(96);
+  const auto context = *rig.runtime().NewContext();
+  const std::vector<float> bad(96 * size_t{rig.shape().kv_heads} * rig.shape().head_dim,
+                               std::numeric_limits<float>::infinity());
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    ASSERT_TRUE(context->AddTokenIds(0, chunk).ok());
+    ASSERT_FALSE(context->Append(0, {.keys = bad.data(), .values = bad.data(), .tokens = 96}).ok());
+  }
+  RunTokens(rig, *context, tokens);
+  EXPECT_EQ(context->TokenIds(), tokens);
+  std::vector<int32_t> twice(chunk.begin(), chunk.end());
+  twice.insert(twice.end(), chunk.begin(), chunk.end());
+  twice.push_back(5);
+  EXPECT_LE((*rig.runtime().NewContext(twice))->tokens(), 96) << "no context began like this";
+  EXPECT_GT((*rig.runtime().NewContext(tokens))->tokens(), 96);
+}
+
+TEST(PrefixNames, WhatContradictsTheTokensThatAreThereIsRefused) {
+  ContextRig rig(SmallRuntime());
+  const std::vector<int32_t> tokens = Tokens(50);
+  const auto context = *rig.runtime().NewContext();
+  EXPECT_TRUE(absl::IsInvalidArgument(context->AddTokenIds(1, tokens)));
+  EXPECT_TRUE(absl::IsInvalidArgument(context->AddTokenIds(-1, tokens)));
+  RunTokens(rig, *context, tokens);
+  EXPECT_TRUE(context->AddTokenIds(0, tokens).ok()) << "the same again";
+  const int32_t other = 7;
+  EXPECT_TRUE(absl::IsInvalidArgument(context->AddTokenIds(49, {&other, 1})));
+  EXPECT_EQ(context->TokenIds(), tokens);
+}
+
+TEST(PrefixSharing, ContextsThatPushEachOtherOutOfMemoryBeginWithTheirPrefixes) {
+  RuntimeOptions options = SmallRuntime();
+  options.active_contexts = 2;
+  ContextRig rig(options);
+  const std::vector<int32_t> tokens = Tokens(400);
+  auto first = *rig.runtime().NewContext();
+  RunTokens(rig, *first, tokens);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      for (int round = 0; round < 100; ++round) {
+        auto context = rig.runtime().NewContext(tokens);
+        if (context.ok()) {
+          EXPECT_EQ((*context)->tokens(), 320);
+        } else {
+          EXPECT_TRUE(absl::IsResourceExhausted(context.status())) << context.status();
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+// A rig whose runtime looks up nothing saves 1400 of the tokens, and reopens with one that does.
+class LookupChangeTest : public ::testing::Test {
+ protected:
+  LookupChangeTest() : rig_(Options()) {
+    auto saved = *rig_.runtime().NewContext();
+    RunTokens(rig_, *saved, absl::MakeConstSpan(tokens_).first(1400));
+    EXPECT_TRUE(saved->Save("x").ok());
+    saved.reset();
+    rig_.ReopenWith([] {},
+                    [](RuntimeOptions& changed) {
+                      changed.lookup = {.kind = LookupKind::kInfllm, .blocks = 4};
+                    });
+  }
+
+  static RuntimeOptions Options() {
+    RuntimeOptions options = SmallRuntime();
+    options.shape.key_state = KeyState::kBeforeRope;
+    options.tiers.nvme_bytes = 64 << 20;
+    options.lookup = {.kind = LookupKind::kStreaming};
+    options.active_contexts = 8;
+    return options;
+  }
+  // Of a context that computed and summarised everything itself.
+  std::vector<std::vector<float>> StepAt(int64_t tokens) {
+    auto context = *rig_.runtime().NewContext();
+    EXPECT_TRUE(rig_.Prefill(*context, tokens, 96).ok());
+    return *rig_.Step(*context, 1);
+  }
+
+  const std::vector<int32_t> tokens_ = Tokens(1500);
+  ContextRig rig_;
+};
+
+TEST_F(LookupChangeTest, APrefixOfASavedContextIsLookedUpAsIfItWasComputed) {
+  auto context = *rig_.runtime().NewContext(tokens_);
+  ASSERT_GT(context->tokens(), 1000);
+  const std::vector<std::vector<float>> expected = StepAt(context->tokens());
+  EXPECT_EQ(*rig_.Step(*context, 1), expected);
+}
+
+TEST_F(LookupChangeTest, ContextsThatComeAtTheSameTimeAllWaitForTheSummaries) {
+  constexpr size_t kThreads = 6;
+  const std::vector<std::vector<float>> of_prefix = StepAt(1280);
+  const std::vector<std::vector<float>> of_all = StepAt(1400);
+  std::vector<std::vector<std::vector<float>>> got(kThreads);
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < kThreads; ++i) {
+    threads.emplace_back([&, i] {
+      auto context = i % 2 == 0 ? rig_.runtime().NewContext(tokens_) : rig_.runtime().Load("x");
+      ASSERT_TRUE(context.ok()) << context.status();
+      EXPECT_EQ((*context)->tokens(), i % 2 == 0 ? 1280 : 1400);
+      got[i] = *rig_.Step(**context, 1);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (size_t i = 0; i < kThreads; ++i) EXPECT_EQ(got[i], i % 2 == 0 ? of_prefix : of_all) << i;
+}
 
 TEST(PrefixChain, KeysFollowFromAllTokensBefore) {
   const std::vector<int32_t> a = {1, 2, 3};
