@@ -17,6 +17,8 @@
 #include <vector>
 
 #include "index/compute_pool.h"
+#include "index/faiss_hnsw_index.h"
+#include "index/faiss_ivf_index.h"
 #include "index/flat_index.h"
 #include "index/key_index.h"
 #include "tests/support/made_up_keys.h"
@@ -37,6 +39,8 @@ struct IndexCase {
 const std::vector<IndexCase>& Cases() {
   static const auto* const cases = new std::vector<IndexCase>{
       {"flat", [] { return MakeFlatIndex(); }, 1},
+      {"ivf", [] { return *MakeFaissIvfIndex({}); }, 1},
+      {"hnsw", [] { return *MakeFaissHnswIndex({}); }, 0.99},
   };
   return *cases;
 }
