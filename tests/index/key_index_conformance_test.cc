@@ -11,6 +11,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <ostream>
 #include <set>
 #include <string>
 #include <thread>
@@ -35,6 +36,8 @@ struct IndexCase {
   std::function<std::unique_ptr<KeyIndex>()> make;
   double full_recall;  // at the highest effort, of queries in distribution
 };
+// For the names of tests, which would hold the bytes of the object otherwise.
+void PrintTo(const IndexCase& index, std::ostream* out) { *out << index.name; }
 
 const std::vector<IndexCase>& Cases() {
   static const auto* const cases = new std::vector<IndexCase>{
