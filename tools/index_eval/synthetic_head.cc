@@ -15,15 +15,15 @@ namespace {
 
 // Standard deviations, by dimension. With them a topic that a query wants scores about e^6 above
 // the mean, and the best 3 % of the keys have most of the mass.
-constexpr float kTopicCentre = 1.05f;
+constexpr float kTopicCentre = 0.95f;
 constexpr float kSlowPart = 0.55f;
-constexpr float kOwnPart = 0.6f;
+constexpr float kOwnPart = 0.9f;
 constexpr float kStyleCentre = 1.2f;
 constexpr float kOutsideNoise = 1.2f;
 constexpr float kOffset = 0.8f;
 
 constexpr float kQueryOffset = 2.6f;
-constexpr float kQueryTopic = 3.4f;
+constexpr float kQueryTopic = 3.2f;
 constexpr float kQueryDrift = 1.4f;
 constexpr float kQueryOwn = 1.8f;
 constexpr float kQueryOutside = 0.15f;  // queries are not quite in their subspace
@@ -31,7 +31,7 @@ constexpr float kQueryOutside = 0.15f;  // queries are not quite in their subspa
 constexpr float kKeyPersistence = 0.95f;    // of the slow part, from token to token
 constexpr float kDriftPersistence = 0.98f;  // from query to query of one head
 constexpr uint64_t kMeanWantedSteps = 12;   // that a head wants the same topic
-constexpr float kMaxTopicSize = 2.5f;
+constexpr float kMaxTopicSize = 2.2f;
 
 constexpr float kValueTopic = 0.7f;
 
