@@ -13,20 +13,20 @@
 namespace terrace {
 namespace {
 
-// Standard deviations, by dimension. With them a topic that a query wants scores about e^6 above
-// the mean, and the best 3 % of the keys have most of the mass.
-constexpr float kTopicCentre = 0.95f;
-constexpr float kSlowPart = 0.55f;
-constexpr float kOwnPart = 0.9f;
-constexpr float kStyleCentre = 1.2f;
-constexpr float kOutsideNoise = 1.2f;
-constexpr float kOffset = 0.8f;
+// Standard deviations, by dimension. With them the best 3 % of the keys have most of the mass, and
+// queries are ten times as far from the keys as keys are, in squared Mahalanobis distance.
+constexpr float kTopicCentre = 0.475f;
+constexpr float kSlowPart = 0.275f;
+constexpr float kOwnPart = 0.45f;
+constexpr float kStyleCentre = 0.6f;
+constexpr float kOutsideNoise = 0.6f;
+constexpr float kOffset = 0.4f;
 
-constexpr float kQueryOffset = 2.6f;
-constexpr float kQueryTopic = 3.2f;
-constexpr float kQueryDrift = 1.4f;
-constexpr float kQueryOwn = 1.8f;
-constexpr float kQueryOutside = 0.15f;  // queries are not quite in their subspace
+constexpr float kQueryOffset = 5.2f;
+constexpr float kQueryTopic = 6.4f;
+constexpr float kQueryDrift = 2.8f;
+constexpr float kQueryOwn = 3.6f;
+constexpr float kQueryOutside = 0.3f;  // queries are not quite in their subspace
 
 constexpr float kKeyPersistence = 0.95f;    // of the slow part, from token to token
 constexpr float kDriftPersistence = 0.98f;  // from query to query of one head
