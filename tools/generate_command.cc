@@ -71,6 +71,10 @@ absl::Status CheckArguments(const GenerateArguments& arguments) {
       return absl::InvalidArgumentError(absl::StrCat(flag, ": needs --nvme and --dir"));
     }
   }
+  if (!setup.dump_qkv.empty() && (setup.reuse || !setup.load.empty())) {
+    return absl::InvalidArgumentError(
+        "--dump-qkv: --load and --reuse do not run all tokens, so there is no dump of them");
+  }
   return absl::OkStatus();
 }
 
@@ -166,6 +170,13 @@ void AddGenerateCommand(CLI::App& app, std::function<ExitCode()>& run) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
   AddSamplerFlags(*command, arguments->setup.sampler);
   AddContextFlags(*command, *arguments);
+  command
+      ->add_option("--dump-qkv", arguments->setup.dump_qkv,
+                   "Write queries, keys and values of every token as safetensors, for terrace "
+                   "index-eval: layers.L.query_heads.H.query in F32, layers.L.kv_heads.H.key and "
+                   ".value in F16, each [tokens, head_dim], queries and keys after RoPE, and "
+                   "prompt_tokens")
+      ->type_name("FILE");
   command->add_option("--json", arguments->json, "Write the result as JSON")->type_name("FILE");
   command->callback([arguments, &run] { run = [arguments] { return RunCommand(*arguments); }; });
 }

@@ -8,6 +8,7 @@
 #include "tools/engine/byte_tokenizer.h"
 #include "tools/engine/context_attention.h"
 #include "tools/engine/plain_attention.h"
+#include "tools/index_eval/qkv_dump_writer.h"
 #include "tools/replay_report.h"
 
 namespace terrace {
@@ -29,6 +30,8 @@ class Run {
   absl::Status Load();
   // Runs the last generated token, which only a Save needs, and saves.
   absl::Status Save();
+  // Has all that source_ is asked for dumped on the way.
+  absl::Status StartDump();
   absl::Status NameTokens(absl::Span<const int32_t> tokens) {
     return context_ == nullptr ? absl::OkStatus()
                                : context_->AddTokenIds(context_->tokens(), tokens);
@@ -41,6 +44,8 @@ class Run {
   std::unique_ptr<Runtime> runtime_;
   std::unique_ptr<Context> context_;
   std::unique_ptr<AttentionSource> source_;
+  std::unique_ptr<QkvDumpWriter> dump_;
+  std::unique_ptr<DumpedAttention> dumped_source_;
   std::vector<int32_t> prompt_;  // what is to be run
   int64_t position_ = 0;         // of its first token
   GenerateReport report_;
@@ -106,10 +111,27 @@ absl::Status Run::Save() {
   return context_->Save(setup_.save);
 }
 
+absl::Status Run::StartDump() {
+  if (!source_->rotated()) {
+    return absl::InvalidArgumentError(absl::StrCat("--dump-qkv: --policy ", setup_.policy.name,
+                                                   " takes keys before RoPE, a dump has them "
+                                                   "after it"));
+  }
+  const auto prompt_tokens = static_cast<int64_t>(prompt_.size());
+  auto dump = QkvDumpWriter::Create(setup_.dump_qkv, engine_.config(),
+                                    {prompt_tokens, prompt_tokens + setup_.tokens});
+  if (!dump.ok()) return dump.status();
+  dump_ = *std::move(dump);
+  dumped_source_ = std::make_unique<DumpedAttention>(*source_, *dump_);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<GenerateReport> Run::Generate(
     const std::atomic<bool>& stop, absl::FunctionRef<absl::Status(const std::string&)> take) {
   absl::Status status = setup_.policy.is_plain() ? StartPlain() : StartInTiers();
+  if (status.ok() && !setup_.dump_qkv.empty()) status = StartDump();
   if (!status.ok()) return status;
+  AttentionSource& source = dumped_source_ == nullptr ? *source_ : *dumped_source_;
   const auto take_token = [&](int32_t token) {
     if (report_.prefill.tokens == 0) report_.prefill = engine_.times();
     report_.tokens.push_back(token);
@@ -118,9 +140,10 @@ absl::StatusOr<GenerateReport> Run::Generate(
     report_.interrupted = stop;
     return status.ok() && !report_.interrupted;
   };
-  const absl::StatusOr<GenerateResult> result = terrace::Generate(
-      {prompt_, position_, setup_.tokens}, engine_, *source_, sampler_, take_token);
+  const absl::StatusOr<GenerateResult> result =
+      terrace::Generate({prompt_, position_, setup_.tokens}, engine_, source, sampler_, take_token);
   if (!result.ok()) return result.status();
+  if (status.ok() && dump_ != nullptr && !report_.interrupted) status = dump_->Finish();
   if (!status.ok()) return status;
   report_.policy = setup_.policy.name;
   report_.prompt_tokens = static_cast<int64_t>(prompt_.size());

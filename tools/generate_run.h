@@ -30,6 +30,7 @@ struct GenerateSetup {
   std::string load;  // the saved context to continue; empty for none
   std::string save;  // the name to save under; empty for none
   bool reuse = false;
+  std::string dump_qkv;  // the file for queries, keys and values; empty for none
 };
 
 // What a run over tiers cost there.

@@ -13,6 +13,7 @@
 #include "tools/fsck_command.h"
 #include "tools/generate_command.h"
 #include "tools/gentrace_command.h"
+#include "tools/index_eval_command.h"
 #include "tools/replay_command.h"
 #include "tools/ssd_command.h"
 
@@ -42,6 +43,7 @@ int main(int argc, char** argv) {
   terrace::AddFsckCommand(app, run);
   terrace::AddGenerateCommand(app, run);
   terrace::AddEvalCommand(app, run);
+  terrace::AddIndexEvalCommand(app, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -14,6 +14,7 @@
 #include "tests/support/temp_dir.h"
 #include "tests/tools/engine/tiny_llama.h"
 #include "tests/tools/terrace_program.h"
+#include "tools/index_eval/qkv_dump.h"
 
 namespace terrace {
 namespace {
@@ -82,6 +83,7 @@ TEST_F(CliGenerateTest, BadUsageNamesTheFlag) {
       {{"--save", "a"}, "--save: needs --nvme and --dir"},
       {{"--load", "a"}, "--load: needs --nvme and --dir"},
       {{"--policy", "plain", "--save", "a"}, "--save: --policy plain keeps nothing"},
+      {{"--dump-qkv", "d", "--load", "a", "--nvme", "64MiB", "--dir", tier_}, "--dump-qkv: --load"},
       {{"--prompt", "a", "--prompt-file", "b"}, "--prompt"},
   };
   for (const auto& [flags, message] : cases) {
@@ -183,6 +185,30 @@ TEST_F(CliGenerateTest, AnEmptyPromptIsOneAndTheReportIsComplete) {
     }
     EXPECT_EQ(json["tiers"]["capacity_bytes"]["dram"], 256 << 20);
   }
+}
+
+TEST_F(CliGenerateTest, DumpsAllTokensThatWereRun) {
+  SKIP_WITHOUT_MODEL();
+  const std::string path = dir_.Join("dump.safetensors");
+  // Another way to attend gives the same queries, keys and values.
+  for (const char* const policy : {"plain", "full"}) {
+    const RunResult run = Generate({"--policy", policy, "--dump-qkv", path});
+    ASSERT_EQ(run.exit_code, 0) << run.err;
+    const auto dump = QkvDump::Open(path);
+    ASSERT_TRUE(dump.ok()) << dump.status();
+    EXPECT_EQ(dump->prompt_tokens(), kPromptBytes + 1) << "with its start token";
+    EXPECT_EQ(dump->tokens(), kPromptBytes + 16) << "but for the last one generated";
+    EXPECT_TRUE(dump->Read(dump->layers() - 1, dump->kv_heads() - 1).ok());
+  }
+}
+
+TEST_F(CliGenerateTest, RefusesToDumpKeysBeforeRope) {
+  SKIP_WITHOUT_MODEL();
+  const std::string path = dir_.Join("dump.safetensors");
+  const RunResult run = Generate({"--policy", "infllm", "--dump-qkv", path});
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_THAT(run.err, HasSubstr("--dump-qkv: --policy infllm takes keys before RoPE"));
+  EXPECT_FALSE(std::filesystem::exists(path));
 }
 
 }  // namespace
