@@ -1,0 +1,39 @@
+#ifndef TERRACE_INDEX_GRAPH_INDEX_H_
+#define TERRACE_INDEX_GRAPH_INDEX_H_
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "index/key_index.h"
+
+namespace terrace {
+
+struct GraphOptions {
+  size_t degree = 32;            // neighbours of a key at most, 4 bytes each: 4 to 36
+  size_t sample_count = 16384;   // of the sample queries, evenly spread, that are used at most
+  size_t keys_per_sample = 100;  // that each is linked through
+  size_t build_width = 32;       // of the searches that look for the neighbours of a key
+  size_t default_width = 256;    // of searches without an effort
+  size_t tail_keys = 1024;       // appended keys that are scanned before they are linked
+  // Called by the thread in Build with the share done, ascending to 1. May be empty.
+  std::function<void(double)> progress = nullptr;
+};
+
+// A graph over the keys of one KV head that is made of what queries find together, as
+// RetrievalAttention (arXiv 2409.10516) proposes: queries lie elsewhere than keys, so that keys
+// near each other tell little about what a query finds. One graph serves all query heads of the
+// group, from the union of their samples; to have one for each query head, build one from its
+// samples alone.
+//
+// Search takes the width of its beam for the effort, at least k. Appended keys are scanned until
+// they are `tail_keys` or a sixty-fourth of all, whichever is more; then they are linked to what is
+// near them by the metric of the queries that Build saw.
+//
+// kInvalidArgument naming the field.
+absl::StatusOr<std::unique_ptr<KeyIndex>> MakeGraphIndex(const GraphOptions& options);
+
+}  // namespace terrace
+
+#endif  // TERRACE_INDEX_GRAPH_INDEX_H_
