@@ -14,14 +14,13 @@ namespace {
 // A cluster with less than this share of every row's mass adds its mass to an estimate, and its
 // value not: 8,192 of them would be 0.1 % of the output.
 constexpr double kNegligibleShare = 1e-7;
-// How far ahead of the scores summaries are brought into the cache.
-constexpr size_t kSummariesAhead = 8;
 
 }  // namespace
 
 void ClusterTable::ScoreSegment(const Segment& segment, const SummaryQueries& queries,
-                                absl::Span<const float> plain_queries, size_t stride,
-                                float* logits) const {
+                                absl::Span<const float> plain_queries,
+                                absl::Span<const float> squares, size_t stride, float* logits,
+                                absl::Span<float> largest) const {
   const size_t head_dim = options_.head_dim;
   const size_t rows = queries.rows();
   const size_t clusters = segment.clusters.clusters();
@@ -30,41 +29,37 @@ void ClusterTable::ScoreSegment(const Segment& segment, const SummaryQueries& qu
   ScoreRun(plain_queries, head_dim, segment.mean.data(), KvDtype::kFloat32, 1, shifts.data());
   // Half the variance of a row's logits in a cluster with a spread of 1.
   std::vector<float> gains(rows);
-  std::vector<float> query(space_.dimensions());
-  for (size_t row = 0; row < rows && options_.spread_correction; ++row) {
-    space_.Represent(plain_queries.subspan(row * head_dim, head_dim), absl::MakeSpan(query));
-    for (size_t d = 0; d < query.size(); ++d) {
-      gains[row] += 0.5f * query[d] * query[d] * segment.clusters.shape[d];
-    }
+  for (size_t i = 0; i < squares.size(); ++i) {
+    gains[i % rows] += 0.5f * squares[i] * segment.clusters.shape[i / rows];
   }
-  std::vector<float> scores(rows);
-  const size_t bytes = layout_.bytes();
-  for (size_t c = 0; c < clusters; ++c) {
-    const size_t ahead = std::min(c + kSummariesAhead, clusters - 1);
-    queries.Score(segment.key_means.data() + c * bytes, segment.key_means.data() + ahead * bytes,
-                  scores.data());
-    for (size_t row = 0; row < rows; ++row) {
-      logits[row * stride + c] =
-          scores[row] + shifts[row] + gains[row] * segment.clusters.spreads[c];
-    }
+  queries.ScoreEach(Layout(clusters), segment.key_means.data(), stride, logits);
+  for (size_t row = 0; row < rows; ++row) {
+    largest[row] =
+        std::max(largest[row], RaiseLogits(segment.clusters.spreads.data(), clusters, shifts[row],
+                                           gains[row], logits + row * stride));
   }
 }
 
 void ClusterTable::Score(absl::Span<const float> queries, ClusterScores& scores) const {
   const size_t count = clusters();
-  const SummaryQueries summary_queries(layout_, queries);
+  const SummaryQueries summary_queries(Layout(1), queries);
   scores.rows = summary_queries.rows();
   scores.weights.resize(scores.rows * count);
-  scores.shifts.assign(scores.rows, 0.0f);
+  scores.shifts.assign(scores.rows, -std::numeric_limits<float>::infinity());
   scores.totals.assign(scores.rows, 0.0);
   if (count == 0) return;
+  std::vector<float> squares;
+  if (options_.spread_correction) {
+    squares.resize(space_.dimensions() * scores.rows);
+    space_.Represent(queries, squares.data());
+    for (float& element : squares) element *= element;
+  }
   for (const Segment& segment : segments_) {
-    ScoreSegment(segment, summary_queries, queries, count,
-                 scores.weights.data() + segment.first_cluster);
+    ScoreSegment(segment, summary_queries, queries, squares, count,
+                 scores.weights.data() + segment.first_cluster, absl::MakeSpan(scores.shifts));
   }
   for (size_t row = 0; row < scores.rows; ++row) {
     float* const weights = scores.weights.data() + row * count;
-    scores.shifts[row] = *std::max_element(weights, weights + count);
     scores.totals[row] = WeighClusters(weights, sizes_.data(), count, scores.shifts[row], weights);
   }
 }
@@ -119,7 +114,7 @@ void ClusterTable::Estimate(ClusterScores& scores, absl::Span<const uint32_t> re
                             absl::Span<float> out, absl::Span<float> lse) const {
   const size_t count = clusters();
   const size_t head_dim = options_.head_dim;
-  const size_t padded = layout_.padded_dimensions();
+  const size_t padded = Layout(1).padded_dimensions();
   scores.read.assign(count, 0);
   for (const uint32_t cluster : read) scores.read[cluster] = 1;
   std::vector<double> masses(scores.rows);
@@ -136,10 +131,11 @@ void ClusterTable::Estimate(ClusterScores& scores, absl::Span<const uint32_t> re
     }
     if (!counts) continue;
     const Segment& segment = segments_[places_[c].segment];
-    const std::byte* const value =
-        segment.value_means.data() + places_[c].cluster * layout_.bytes();
-    for (float& factor : factors) factor *= *layout_.scales(value);
-    AddScaled(layout_.vectors(value), factors.data(), scores.rows, padded, sums.data());
+    const SummaryLayout layout = Layout(segment.clusters.clusters());
+    const std::byte* const means = segment.value_means.data();
+    for (float& factor : factors) factor *= layout.scales(means)[places_[c].cluster];
+    AddScaled(layout.vectors(means) + places_[c].cluster * padded, factors.data(), scores.rows,
+              padded, sums.data());
   }
   for (size_t row = 0; row < scores.rows; ++row) {
     const bool any = masses[row] > 0;

@@ -11,7 +11,7 @@
 namespace terrace {
 
 struct ClusterOptions {
-  ClusteringOptions clustering;
+  ClusteringOptions clustering = {};
   // Keys behind the last sealed segment become a segment when there are so many of them; fewer are
   // searched exactly. From 1 to kSegmentKeys.
   size_t seal_keys = 1024;

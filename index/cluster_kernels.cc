@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 // Arrays of vectors need vectors of a size that the compiler knows.
 #define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
@@ -26,6 +27,27 @@ using ByteTag = hn::Rebind<int8_t, FloatTag>;
 
 // So many sums in fp32 before they are added up in fp64, which keeps the small ones.
 constexpr size_t kSumTile = 1024;
+
+float Raise(const float* HWY_RESTRICT spreads, size_t count, float shift, float gain,
+            float* HWY_RESTRICT logits) {
+  const FloatTag floats;
+  const auto shifts = hn::Set(floats, shift);
+  const auto gains = hn::Set(floats, gain);
+  auto most = hn::Set(floats, -std::numeric_limits<float>::infinity());
+  size_t c = 0;
+  for (; c + hn::Lanes(floats) <= count; c += hn::Lanes(floats)) {
+    const auto raised = hn::MulAdd(gains, hn::LoadU(floats, spreads + c),
+                                   hn::Add(hn::LoadU(floats, logits + c), shifts));
+    hn::StoreU(raised, floats, logits + c);
+    most = hn::Max(most, raised);
+  }
+  float largest = hn::GetLane(hn::MaxOfLanes(floats, most));
+  for (; c < count; ++c) {
+    logits[c] = logits[c] + shift + gain * spreads[c];
+    largest = std::max(largest, logits[c]);
+  }
+  return largest;
+}
 
 double Weigh(const float* HWY_RESTRICT logits, const float* HWY_RESTRICT sizes, size_t count,
              float shift, float* HWY_RESTRICT weights) {
@@ -73,10 +95,15 @@ HWY_AFTER_NAMESPACE();
 namespace terrace {
 namespace {
 
+HWY_EXPORT(Raise);
 HWY_EXPORT(Weigh);
 HWY_EXPORT(Add);
 
 }  // namespace
+
+float RaiseLogits(const float* spreads, size_t count, float shift, float gain, float* logits) {
+  return HWY_DYNAMIC_DISPATCH(Raise)(spreads, count, shift, gain, logits);
+}
 
 double WeighClusters(const float* logits, const float* sizes, size_t count, float shift,
                      float* weights) {

@@ -55,9 +55,7 @@ float Bounded(double element) {
 }  // namespace
 
 ClusterTable::ClusterTable(const ClusterTableOptions& options, QuerySpace space)
-    : options_(options),
-      layout_{.count = 1, .dimensions = options.head_dim},
-      space_(std::move(space)) {}
+    : options_(options), space_(std::move(space)) {}
 
 absl::StatusOr<ClusterTable> ClusterTable::Create(const ClusterTableOptions& options,
                                                   QuerySpace space) {
@@ -126,21 +124,22 @@ ClusterTable::Segment ClusterTable::MakeSegment(const KeyPanels& keys, const Key
   const Means means(keys, first, segment.clusters);
   segment.mean.resize(options_.head_dim);
   std::transform(means.all().begin(), means.all().end(), segment.mean.begin(), Bounded);
-  segment.key_means.resize(clusters * layout_.bytes());
+  const SummaryLayout layout = Layout(clusters);
+  segment.key_means.resize(layout.bytes());
   std::vector<float> row(options_.head_dim);
   for (size_t c = 0; c < clusters; ++c) {
     for (size_t d = 0; d < row.size(); ++d) {
       row[d] = Bounded(means.cluster(c)[d] - double{segment.mean[d]});
     }
-    layout_.Store(0, row, 0, 0, segment.key_means.data() + c * layout_.bytes());
+    layout.Store(c, row, 0, 0, segment.key_means.data());
   }
   if (values == nullptr) return segment;
   const Means value_means(*values, first, segment.clusters);
-  segment.value_means.resize(clusters * layout_.bytes());
+  segment.value_means.resize(layout.bytes());
   for (size_t c = 0; c < clusters; ++c) {
     const absl::Span<const double> mean = value_means.cluster(c);
     std::transform(mean.begin(), mean.end(), row.begin(), Bounded);
-    layout_.Store(0, row, 0, 0, segment.value_means.data() + c * layout_.bytes());
+    layout.Store(c, row, 0, 0, segment.value_means.data());
   }
   return segment;
 }

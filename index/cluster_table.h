@@ -23,7 +23,7 @@ struct ClusterTableOptions {
   // Whether the spread of a cluster counts: keys that differ have a larger mean of exponentials
   // than the exponential of their mean (Jensen).
   bool spread_correction = true;
-  ClusteringOptions clustering;
+  ClusteringOptions clustering = {};
 };
 
 // What the clusters are worth to the queries of one lookup, filled by ClusterTable::Score. Used
@@ -106,8 +106,8 @@ class ClusterTable {
     size_t first_cluster = 0;
     SegmentClusters clusters;
     std::vector<float> mean;             // [head_dim], of all keys
-    std::vector<std::byte> key_means;    // [clusters], of layout_, less the mean
-    std::vector<std::byte> value_means;  // [clusters], of layout_; empty without values
+    std::vector<std::byte> key_means;    // of Layout(clusters), less the mean
+    std::vector<std::byte> value_means;  // of Layout(clusters); empty without values
   };
   struct Place {
     uint32_t segment;
@@ -119,13 +119,19 @@ class ClusterTable {
   Segment MakeSegment(const KeyPanels& keys, const KeyPanels* values, size_t first,
                       size_t count) const;
   void Take(Segment segment);
-  // Log-masses of the clusters of a segment: one row after the other, `stride` apart.
+  SummaryLayout Layout(size_t clusters) const {
+    return {.count = clusters, .dimensions = options_.head_dim};
+  }
+  // Writes the log-masses of a key of each cluster of a segment, one row after the other and
+  // `stride` apart, and makes `largest`, [rows], at least the largest of them. `squares` is
+  // [space_.dimensions(), rows], of the elements that represent the queries there, or empty where
+  // spreads do not count.
   void ScoreSegment(const Segment& segment, const SummaryQueries& queries,
-                    absl::Span<const float> plain_queries, size_t stride, float* logits) const;
+                    absl::Span<const float> plain_queries, absl::Span<const float> squares,
+                    size_t stride, float* logits, absl::Span<float> largest) const;
 
   // Constant after construction.
   ClusterTableOptions options_;
-  SummaryLayout layout_;  // of one vector
   QuerySpace space_;
 
   std::vector<Segment> segments_;

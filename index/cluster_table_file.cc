@@ -63,11 +63,10 @@ bool AllFinite(const std::vector<float>& numbers) {
 }
 
 bool FiniteScales(const SummaryLayout& layout, const std::vector<std::byte>& summaries) {
-  for (size_t i = 0; i < summaries.size(); i += layout.bytes()) {
-    const float scale = *layout.scales(summaries.data() + i);
-    if (!std::isfinite(scale) || scale < 0) return false;
-  }
-  return true;
+  if (summaries.empty()) return true;
+  const absl::Span<const float> scales(layout.scales(summaries.data()), layout.count);
+  return std::all_of(scales.begin(), scales.end(),
+                     [](float scale) { return std::isfinite(scale) && scale >= 0; });
 }
 
 // Whether places are each given to one key and each cluster has one.
@@ -144,7 +143,6 @@ absl::StatusOr<ClusterTable> ClusterTable::Load(const ClusterTableOptions& optio
   }
   absl::StatusOr<ClusterTable> table = Create(options, QuerySpace(head_dim, std::move(matrix)));
   if (!table.ok()) return table.status();
-  const SummaryLayout& layout = table->layout_;
   for (size_t i = 0; i < header.segments; ++i) {
     Segment segment;
     SegmentClusters& clusters = segment.clusters;
@@ -155,8 +153,9 @@ absl::StatusOr<ClusterTable> ClusterTable::Load(const ClusterTableOptions& optio
         reader.Read(counts[1] + 1, clusters.begins) && reader.Read(counts[1], clusters.spreads) &&
         reader.Read(table->space_.dimensions(), clusters.shape) &&
         reader.Read(head_dim, segment.mean) &&
-        reader.Read(counts[1] * layout.bytes(), segment.key_means) &&
-        reader.Read(options.has_values ? counts[1] * layout.bytes() : 0, segment.value_means);
+        reader.Read(table->Layout(counts[1]).bytes(), segment.key_means) &&
+        reader.Read(options.has_values ? table->Layout(counts[1]).bytes() : 0, segment.value_means);
+    const SummaryLayout layout = table->Layout(clusters.spreads.size());
     if (!whole || !Consistent(clusters) || !AllFinite(segment.mean) ||
         !FiniteScales(layout, segment.key_means) || !FiniteScales(layout, segment.value_means)) {
       return absl::DataLossError(absl::StrCat("cluster table: segment ", i, " is damaged"));

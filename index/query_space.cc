@@ -13,6 +13,7 @@ namespace {
 
 // Of the variance of inner products, what the directions that are left out may hold.
 constexpr double kNeglectedShare = 0.005;
+constexpr double kRounding = 1e-10;
 // Sums over so many keys and queries tell the moments well enough.
 constexpr size_t kMomentRows = 8192;
 
@@ -100,7 +101,9 @@ double VarianceAlong(absl::Span<const float> rows, size_t n, const double* direc
     squares += along * along;
   }
   const auto count = static_cast<double>(std::max<size_t>(rows.size() / n, 1));
-  return std::max(0.0, squares / count - sum / count * (sum / count));
+  const double variance = squares / count - sum / count * (sum / count);
+  // What rounding leaves of equal keys is none.
+  return variance > kRounding * squares / count ? variance : 0;
 }
 
 }  // namespace
@@ -171,15 +174,16 @@ void QuerySpace::Project(const KeyPanels& keys, size_t first, size_t count, floa
   }
 }
 
-void QuerySpace::Represent(absl::Span<const float> query, absl::Span<float> out) const {
+void QuerySpace::Represent(absl::Span<const float> queries, float* out) const {
+  const size_t rows = queries.size() / head_dim_;
   if (matrix_.empty()) {
-    std::copy(query.begin(), query.end(), out.begin());
+    for (size_t i = 0; i < queries.size(); ++i) {
+      out[i % head_dim_ * rows + i / head_dim_] = queries[i];
+    }
     return;
   }
-  for (size_t i = 0; i < dimensions_; ++i) {
-    const float* const row = matrix_.data() + i * head_dim_;
-    out[i] = weights_[i] * std::inner_product(row, row + head_dim_, query.begin(), 0.0f);
-  }
+  ScoreRun(queries, head_dim_, matrix_.data(), KvDtype::kFloat32, dimensions_, out);
+  for (size_t i = 0; i < dimensions_ * rows; ++i) out[i] *= weights_[i / rows];
 }
 
 }  // namespace terrace

@@ -35,9 +35,9 @@ class QuerySpace {
 
   // Writes the keys of [first, first + count) in this space: [count, dimensions].
   void Project(const KeyPanels& keys, size_t first, size_t count, float* out) const;
-  // Writes w with q . k = w . Project(k), up to what of q is outside of the space:
-  // [dimensions]. `query` is [head_dim].
-  void Represent(absl::Span<const float> query, absl::Span<float> out) const;
+  // Writes the w of each query with q . k = w . Project(k), up to what of q is outside of the
+  // space: [dimensions, rows]. `queries` is [rows, head_dim].
+  void Represent(absl::Span<const float> queries, float* out) const;
   size_t memory_bytes() const { return (matrix_.size() + weights_.size()) * sizeof(float); }
 
  private:
