@@ -21,16 +21,11 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 #if HWY_TARGET == HWY_SCALAR
 
-// Of one row.
-float ScoreRow(const int16_t* HWY_RESTRICT query, size_t dimensions,
-               const int8_t* HWY_RESTRICT vectors, const float* scales, size_t count) {
-  float most = -std::numeric_limits<float>::infinity();
-  for (size_t vector = 0; vector < count; ++vector, vectors += dimensions) {
-    int32_t sum = 0;
-    for (size_t i = 0; i < dimensions; ++i) sum += int32_t{query[i]} * vectors[i];
-    most = std::max(most, static_cast<float>(sum) * scales[vector]);
-  }
-  return most;
+int32_t Product(const int16_t* HWY_RESTRICT query, size_t dimensions,
+                const int8_t* HWY_RESTRICT vector) {
+  int32_t sum = 0;
+  for (size_t i = 0; i < dimensions; ++i) sum += int32_t{query[i]} * vector[i];
+  return sum;
 }
 
 #else
@@ -71,12 +66,29 @@ hn::Vec<FourInts> SumEach(const Ints (&sums)[kRowTile]) {
                                   hn::BitCast(ints, hn::InterleaveUpper(pairs, first, second))));
 }
 
+// Lane r is the inner product of row r and a vector, in integers.
+hn::Vec<FourInts> SumsOfTile(const int16_t* HWY_RESTRICT queries, size_t dimensions,
+                             const int8_t* HWY_RESTRICT vector) {
+  const ShortTag shorts;
+  const IntTag ints;
+  Ints sums[kRowTile];
+  Ints rest[kRowTile];  // some targets split a sum in two
+  for (size_t r = 0; r < kRowTile; ++r) sums[r] = rest[r] = hn::Zero(ints);
+  for (size_t i = 0; i < dimensions; i += hn::Lanes(shorts)) {
+    const auto elements = hn::PromoteTo(shorts, hn::LoadU(ByteTag(), vector + i));
+    for (size_t r = 0; r < kRowTile; ++r) {
+      const auto query = hn::LoadU(shorts, queries + r * dimensions + i);
+      sums[r] = hn::ReorderWidenMulAccumulate(ints, elements, query, sums[r], rest[r]);
+    }
+  }
+  for (size_t r = 0; r < kRowTile; ++r) sums[r] = hn::Add(sums[r], rest[r]);
+  return SumEach(sums);
+}
+
 // Of kRowTile rows; `next` is where the vectors of the next summary begin, or null.
 void ScoreTile(const int16_t* HWY_RESTRICT queries, const float* row_scales, size_t dimensions,
                const int8_t* HWY_RESTRICT vectors, const float* scales, size_t count,
                const int8_t* next, float* HWY_RESTRICT best) {
-  const ShortTag shorts;
-  const IntTag ints;
   const FourFloats floats;
   auto most = hn::Set(floats, -std::numeric_limits<float>::infinity());
   for (size_t vector = 0; vector < count; ++vector) {
@@ -87,44 +99,80 @@ void ScoreTile(const int16_t* HWY_RESTRICT queries, const float* row_scales, siz
         hwy::Prefetch(next + vector * dimensions + i);
       }
     }
-    Ints sums[kRowTile];
-    Ints rest[kRowTile];  // some targets split a sum in two
-    for (size_t r = 0; r < kRowTile; ++r) sums[r] = rest[r] = hn::Zero(ints);
-    for (size_t i = 0; i < dimensions; i += hn::Lanes(shorts)) {
-      const auto elements = hn::PromoteTo(shorts, hn::LoadU(ByteTag(), at + i));
-      for (size_t r = 0; r < kRowTile; ++r) {
-        const auto query = hn::LoadU(shorts, queries + r * dimensions + i);
-        sums[r] = hn::ReorderWidenMulAccumulate(ints, elements, query, sums[r], rest[r]);
-      }
-    }
-    for (size_t r = 0; r < kRowTile; ++r) sums[r] = hn::Add(sums[r], rest[r]);
-    most = hn::Max(most,
-                   hn::Mul(hn::ConvertTo(floats, SumEach(sums)), hn::Set(floats, scales[vector])));
+    const auto sums = SumsOfTile(queries, dimensions, at);
+    most = hn::Max(most, hn::Mul(hn::ConvertTo(floats, sums), hn::Set(floats, scales[vector])));
   }
   hn::StoreU(hn::Mul(most, hn::LoadU(floats, row_scales)), floats, best);
 }
 
-// Of one row.
-float ScoreRow(const int16_t* HWY_RESTRICT query, size_t dimensions,
-               const int8_t* HWY_RESTRICT vectors, const float* scales, size_t count) {
+// Writes the scores of kRowTile rows, `stride` apart.
+void ScoreTileEach(const int16_t* HWY_RESTRICT queries, const float* row_scales, size_t dimensions,
+                   const int8_t* HWY_RESTRICT vectors, const float* HWY_RESTRICT scales,
+                   size_t count, size_t stride, float* HWY_RESTRICT scores) {
+  const FourFloats floats;
+  const auto by_row = hn::LoadU(floats, row_scales);
+  HWY_ALIGN float block[4 * kRowTile];  // [4 vectors, kRowTile]
+  for (size_t vector = 0; vector < count; vector += 4) {
+    const size_t some = std::min<size_t>(4, count - vector);
+    for (size_t i = 0; i < some; ++i) {
+      const auto sums = SumsOfTile(queries, dimensions, vectors + (vector + i) * dimensions);
+      hn::Store(hn::Mul(hn::Mul(hn::ConvertTo(floats, sums), by_row),
+                        hn::Set(floats, scales[vector + i])),
+                floats, block + i * kRowTile);
+    }
+    for (size_t r = 0; r < kRowTile; ++r) {
+      for (size_t i = 0; i < some; ++i) {
+        scores[r * stride + vector + i] = block[i * kRowTile + r];
+      }
+    }
+  }
+}
+
+int32_t Product(const int16_t* HWY_RESTRICT query, size_t dimensions,
+                const int8_t* HWY_RESTRICT vector) {
   const ShortTag shorts;
   const IntTag ints;
+  Ints sum = hn::Zero(ints);
+  Ints rest = hn::Zero(ints);
+  for (size_t i = 0; i < dimensions; i += hn::Lanes(shorts)) {
+    const auto elements = hn::PromoteTo(shorts, hn::LoadU(ByteTag(), vector + i));
+    sum = hn::ReorderWidenMulAccumulate(ints, elements, hn::LoadU(shorts, query + i), sum, rest);
+  }
+  return hn::GetLane(hn::SumOfLanes(ints, hn::Add(sum, rest)));
+}
+
+#endif  // HWY_TARGET == HWY_SCALAR
+
+// Of one row.
+float ScoreRow(const int16_t* query, size_t dimensions, const int8_t* vectors, const float* scales,
+               size_t count) {
   float most = -std::numeric_limits<float>::infinity();
   for (size_t vector = 0; vector < count; ++vector) {
-    Ints sum = hn::Zero(ints);
-    Ints rest = hn::Zero(ints);
-    for (size_t i = 0; i < dimensions; i += hn::Lanes(shorts)) {
-      const auto elements =
-          hn::PromoteTo(shorts, hn::LoadU(ByteTag(), vectors + vector * dimensions + i));
-      sum = hn::ReorderWidenMulAccumulate(ints, elements, hn::LoadU(shorts, query + i), sum, rest);
-    }
-    const int32_t total = hn::GetLane(hn::SumOfLanes(ints, hn::Add(sum, rest)));
-    most = std::max(most, static_cast<float>(total) * scales[vector]);
+    const int32_t product = Product(query, dimensions, vectors + vector * dimensions);
+    most = std::max(most, static_cast<float>(product) * scales[vector]);
   }
   return most;
 }
 
-#endif  // HWY_TARGET == HWY_SCALAR
+void ScoreVectors(const int16_t* queries, const float* row_scales, size_t rows, size_t dimensions,
+                  const int8_t* vectors, const float* scales, size_t count, size_t stride,
+                  float* scores) {
+  size_t row = 0;
+#if HWY_TARGET != HWY_SCALAR
+  for (; row + kRowTile <= rows; row += kRowTile) {
+    ScoreTileEach(queries + row * dimensions, row_scales + row, dimensions, vectors, scales, count,
+                  stride, scores + row * stride);
+  }
+#endif
+  for (; row < rows; ++row) {
+    for (size_t vector = 0; vector < count; ++vector) {
+      const int32_t product =
+          Product(queries + row * dimensions, dimensions, vectors + vector * dimensions);
+      scores[row * stride + vector] =
+          static_cast<float>(product) * row_scales[row] * scales[vector];
+    }
+  }
+}
 
 void ScoreSummary(const int16_t* queries, const float* row_scales, size_t rows, size_t dimensions,
                   const int8_t* vectors, const float* scales, size_t count, const int8_t* next,
@@ -154,6 +202,7 @@ namespace terrace {
 namespace {
 
 HWY_EXPORT(ScoreSummary);
+HWY_EXPORT(ScoreVectors);
 
 constexpr float kByteSteps = std::numeric_limits<int8_t>::max();
 
@@ -210,6 +259,13 @@ void SummaryQueries::Score(const std::byte* summary, const std::byte* next, floa
   HWY_DYNAMIC_DISPATCH(ScoreSummary)
   (queries_.data(), scales_.data(), rows(), layout_.padded_dimensions(), layout_.vectors(summary),
    layout_.scales(summary), layout_.count, layout_.vectors(next), best);
+}
+
+void SummaryQueries::ScoreEach(const SummaryLayout& layout, const std::byte* summary, size_t stride,
+                               float* scores) const {
+  HWY_DYNAMIC_DISPATCH(ScoreVectors)
+  (queries_.data(), scales_.data(), rows(), layout.padded_dimensions(), layout.vectors(summary),
+   layout.scales(summary), layout.count, stride, scores);
 }
 
 }  // namespace terrace

@@ -41,6 +41,10 @@ class SummaryQueries {
   // best[row] = max over the vectors of query . vector, by SIMD chosen at run time. `next` is a
   // summary of the same layout, which is brought into the cache meanwhile; any address does.
   void Score(const std::byte* summary, const std::byte* next, float* best) const;
+  // scores[row * stride + vector] = query . vector, of every vector of a summary, which has as many
+  // dimensions and perhaps another count.
+  void ScoreEach(const SummaryLayout& layout, const std::byte* summary, size_t stride,
+                 float* scores) const;
   size_t rows() const { return scales_.size(); }
 
  private:

@@ -1,0 +1,27 @@
+#ifndef TERRACE_INDEX_CLUSTER_INDEX_H_
+#define TERRACE_INDEX_CLUSTER_INDEX_H_
+
+#include <cstddef>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "index/key_index.h"
+#include "index/segment_clusters.h"
+
+namespace terrace {
+
+struct ClusterOptions {
+  ClusteringOptions clustering = {};
+  // Keys behind the last sealed segment become a segment when there are so many of them; fewer are
+  // searched exactly. From 1 to kSegmentKeys.
+  size_t seal_keys = 1024;
+};
+
+// "cluster": reads the keys of the clusters of a ClusterTable that promise most. The effort is the
+// number of clusters of mean size that a search reads for all its rows. kInvalidArgument naming the
+// field.
+absl::StatusOr<std::unique_ptr<KeyIndex>> MakeClusterIndex(const ClusterOptions& options);
+
+}  // namespace terrace
+
+#endif  // TERRACE_INDEX_CLUSTER_INDEX_H_

@@ -1,0 +1,150 @@
+#include "index/segment_clusters.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+#include "index/nearest_centroid.h"
+
+namespace terrace {
+namespace {
+
+// Lloyd's algorithm on points around zero.
+class KMeans {
+ public:
+  KMeans(std::vector<float> points, size_t dimensions, size_t clusters)
+      : points_(std::move(points)),
+        dimensions_(dimensions),
+        count_(points_.size() / dimensions),
+        clusters_(clusters),
+        centroids_(clusters * dimensions),
+        biases_(clusters),
+        sizes_(clusters),
+        labels_(count_) {
+    for (size_t c = 0; c < clusters_; ++c) {
+      std::copy_n(points_.data() + (2 * c + 1) * count_ / (2 * clusters_) * dimensions_,
+                  dimensions_, centroids_.data() + c * dimensions_);
+    }
+    SetBiases();
+  }
+
+  void Assign() {
+    FindNearestCentroids(points_.data(), count_, centroids_.data(), biases_.data(), clusters_,
+                         dimensions_, labels_.data());
+  }
+  // Centroids become the means of their points; one without points stays.
+  void Move() {
+    std::vector<float> sums(clusters_ * dimensions_);
+    std::fill(sizes_.begin(), sizes_.end(), 0u);
+    for (size_t i = 0; i < count_; ++i) {
+      float* const sum = sums.data() + labels_[i] * dimensions_;
+      const float* const point = points_.data() + i * dimensions_;
+      for (size_t d = 0; d < dimensions_; ++d) sum[d] += point[d];
+      ++sizes_[labels_[i]];
+    }
+    for (size_t c = 0; c < clusters_; ++c) {
+      if (sizes_[c] == 0) continue;
+      const float share = 1 / static_cast<float>(sizes_[c]);
+      for (size_t d = 0; d < dimensions_; ++d) {
+        centroids_[c * dimensions_ + d] = sums[c * dimensions_ + d] * share;
+      }
+    }
+    SetBiases();
+  }
+
+  const std::vector<uint32_t>& labels() const { return labels_; }
+  const std::vector<uint32_t>& sizes() const { return sizes_; }
+  const float* point(size_t i) const { return points_.data() + i * dimensions_; }
+  const float* centroid(size_t c) const { return centroids_.data() + c * dimensions_; }
+
+ private:
+  void SetBiases() {
+    for (size_t c = 0; c < clusters_; ++c) {
+      const float* const row = centroid(c);
+      biases_[c] = -0.5f * std::inner_product(row, row + dimensions_, row, 0.0f);
+    }
+  }
+
+  const std::vector<float> points_;  // [count, dimensions]
+  const size_t dimensions_;
+  const size_t count_;
+  const size_t clusters_;
+  std::vector<float> centroids_;  // [clusters, dimensions]
+  std::vector<float> biases_;     // [clusters], which make the largest sum that of the nearest
+  std::vector<uint32_t> sizes_;   // [clusters], as of the last Move
+  std::vector<uint32_t> labels_;  // [count]
+};
+
+// The points without their mean, which makes differences exact where keys have a large common part.
+std::vector<float> CenteredPoints(const KeyPanels& keys, size_t first, size_t count,
+                                  const QuerySpace& space) {
+  const size_t dimensions = space.dimensions();
+  std::vector<float> points(count * dimensions);
+  space.Project(keys, first, count, points.data());
+  std::vector<double> mean(dimensions);
+  for (size_t i = 0; i < count; ++i) {
+    for (size_t d = 0; d < dimensions; ++d) mean[d] += double{points[i * dimensions + d]};
+  }
+  for (double& element : mean) element /= static_cast<double>(count);
+  for (size_t i = 0; i < count; ++i) {
+    for (size_t d = 0; d < dimensions; ++d) {
+      points[i * dimensions + d] -= static_cast<float>(mean[d]);
+    }
+  }
+  return points;
+}
+
+// Keys by cluster, without the empty clusters.
+void Arrange(const KMeans& means, size_t dimensions, SegmentClusters& out) {
+  const std::vector<uint32_t>& sizes = means.sizes();
+  std::vector<size_t> next(sizes.size());
+  std::vector<size_t> number(sizes.size());
+  out.begins.assign(1, 0);
+  size_t begin = 0;
+  for (size_t c = 0; c < sizes.size(); ++c) {
+    next[c] = begin;
+    number[c] = out.begins.size() - 1;
+    begin += sizes[c];
+    if (sizes[c] > 0) out.begins.push_back(static_cast<uint16_t>(begin));
+  }
+  out.order.resize(means.labels().size());
+  out.spreads.assign(out.clusters(), 0.0f);
+  std::vector<double> shape(dimensions);
+  for (size_t i = 0; i < means.labels().size(); ++i) {
+    const uint32_t label = means.labels()[i];
+    out.order[next[label]++] = static_cast<uint16_t>(i);
+    float distance = 0;
+    for (size_t d = 0; d < dimensions; ++d) {
+      const float off = means.point(i)[d] - means.centroid(label)[d];
+      distance += off * off;
+      shape[d] += double{off} * double{off};
+    }
+    out.spreads[number[label]] += distance / static_cast<float>(sizes[label]);
+  }
+  // Squares of huge keys overflow; such clusters have no known spread.
+  for (float& spread : out.spreads) spread = std::isfinite(spread) ? spread : 0;
+  const double total = std::accumulate(shape.begin(), shape.end(), 0.0);
+  out.shape.assign(dimensions, 0.0f);
+  for (size_t d = 0; d < dimensions && total > 0 && std::isfinite(total); ++d) {
+    out.shape[d] = static_cast<float>(shape[d] / total);
+  }
+}
+
+}  // namespace
+
+SegmentClusters ClusterSegment(const KeyPanels& keys, size_t first, size_t count,
+                               const QuerySpace& space, const ClusteringOptions& options) {
+  const size_t clusters =
+      std::max<size_t>(1, (count + options.keys_per_cluster / 2) / options.keys_per_cluster);
+  KMeans means(CenteredPoints(keys, first, count, space), space.dimensions(), clusters);
+  for (size_t i = 0; i < options.iterations; ++i) {
+    means.Assign();
+    means.Move();
+  }
+  SegmentClusters out;
+  Arrange(means, space.dimensions(), out);
+  return out;
+}
+
+}  // namespace terrace

@@ -1,0 +1,447 @@
+#include "index/cluster_index.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "index/cluster_table.h"
+#include "index/key_scores.h"
+
+namespace terrace {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr size_t kHeadDim = 32;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+std::vector<float> Normals(size_t count, uint64_t seed, float deviation = 1) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal(0, deviation);
+  std::vector<float> out(count);
+  for (float& element : out) element = normal(random);
+  return out;
+}
+
+// Groups of `run` neighbours around a common centre.
+std::vector<float> GroupedRows(size_t count, size_t run, float deviation, uint64_t seed) {
+  const std::vector<float> centres = Normals((count / run + 1) * kHeadDim, seed);
+  std::vector<float> rows = Normals(count * kHeadDim, seed + 1, deviation);
+  for (size_t i = 0; i < count * kHeadDim; ++i) {
+    rows[i] += centres[i / kHeadDim / run * kHeadDim + i % kHeadDim];
+  }
+  return rows;
+}
+
+KeyPanels Panels(const std::vector<float>& rows) {
+  return KeyPanels::Contiguous(rows.data(), rows.size() / kHeadDim, kHeadDim, KvDtype::kFloat32);
+}
+
+ClusterTable Table(const std::vector<float>& keys, const std::vector<float>& values,
+                   bool spread_correction = true, size_t threads = 1) {
+  auto table = ClusterTable::Create({.head_dim = kHeadDim, .spread_correction = spread_correction},
+                                    QuerySpace(kHeadDim));
+  ComputePool pool(threads);
+  const KeyPanels value_panels = Panels(values);
+  const absl::Status status = table->Add(Panels(keys), &value_panels, keys.size() / kHeadDim, pool);
+  EXPECT_TRUE(status.ok()) << status;
+  return *std::move(table);
+}
+
+struct Attention {
+  std::vector<double> out;
+  double lse = -kInfinity;
+};
+
+// In fp64, over the tokens for which `use` is true.
+template <typename Use>
+Attention Attend(const float* query, const std::vector<float>& keys,
+                 const std::vector<float>& values, Use use) {
+  Attention result{.out = std::vector<double>(kHeadDim)};
+  double sum = 0;
+  for (size_t i = 0; i < keys.size() / kHeadDim; ++i) {
+    if (!use(i)) continue;
+    const double weight = std::exp(std::inner_product(
+        query, query + kHeadDim, keys.begin() + static_cast<ptrdiff_t>(i * kHeadDim), 0.0));
+    sum += weight;
+    for (size_t d = 0; d < kHeadDim; ++d) {
+      result.out[d] += weight * double{values[i * kHeadDim + d]};
+    }
+  }
+  for (double& element : result.out) element /= sum > 0 ? sum : 1;
+  result.lse = std::log(sum);
+  return result;
+}
+
+double RelativeError(const std::vector<double>& got, const std::vector<double>& want) {
+  double error = 0;
+  double norm = 0;
+  for (size_t d = 0; d < want.size(); ++d) {
+    error += (got[d] - want[d]) * (got[d] - want[d]);
+    norm += want[d] * want[d];
+  }
+  return std::sqrt(error / norm);
+}
+
+Attention Merge(const Attention& a, const float* out, float lse) {
+  Attention merged{.out = a.out, .lse = a.lse};
+  merged.lse = std::log(std::exp(a.lse) + std::exp(double{lse}));
+  for (size_t d = 0; d < kHeadDim; ++d) {
+    merged.out[d] = a.out[d] * std::exp(a.lse - merged.lse) +
+                    double{out[d]} * std::exp(double{lse} - merged.lse);
+  }
+  return merged;
+}
+
+// For each row the exact attention to the clusters read, merged with the estimate of the others.
+std::vector<Attention> Merged(const ClusterTable& table, const std::vector<float>& keys,
+                              const std::vector<float>& values, const std::vector<float>& queries,
+                              size_t budget) {
+  ClusterScores scores;
+  std::vector<uint32_t> read;
+  table.Score(queries, scores);
+  if (budget > 0) table.Rank(scores, {.keys = budget}, read);
+  std::set<size_t> tokens;
+  for (const uint32_t cluster : read) {
+    const auto members = table.members(cluster);
+    for (const uint16_t offset : members.offsets) tokens.insert(members.first_key + offset);
+  }
+  const size_t rows = queries.size() / kHeadDim;
+  std::vector<float> out(queries.size());
+  std::vector<float> lse(rows);
+  table.Estimate(scores, read, absl::MakeSpan(out), absl::MakeSpan(lse));
+  std::vector<Attention> merged;
+  for (size_t row = 0; row < rows; ++row) {
+    const Attention exact = Attend(queries.data() + row * kHeadDim, keys, values,
+                                   [&](size_t i) { return tokens.count(i) > 0; });
+    merged.push_back(Merge(exact, out.data() + row * kHeadDim, lse[row]));
+  }
+  return merged;
+}
+
+TEST(ClusterTableTest, NothingIsLeftToEstimateWhenEverythingIsRead) {
+  const std::vector<float> keys = Normals(1000 * kHeadDim, 1);
+  const std::vector<float> values = Normals(1000 * kHeadDim, 2);
+  const std::vector<float> queries = Normals(4 * kHeadDim, 3, 0.5f);
+  const ClusterTable table = Table(keys, values);
+  const std::vector<Attention> merged = Merged(table, keys, values, queries, 1000);
+  for (size_t row = 0; row < 4; ++row) {
+    const Attention full =
+        Attend(queries.data() + row * kHeadDim, keys, values, [](size_t) { return true; });
+    EXPECT_LT(RelativeError(merged[row].out, full.out), 1e-12);
+    EXPECT_DOUBLE_EQ(merged[row].lse, full.lse);
+  }
+}
+
+TEST(ClusterTableTest, EstimatesOfTightClustersAreTheAttention) {
+  // 10,000 tokens are two segments, the second of which is short.
+  const std::vector<float> keys = GroupedRows(10000, 16, 0.005f, 40);
+  const std::vector<float> values = Normals(10000 * kHeadDim, 5);
+  const std::vector<float> queries = Normals(5 * kHeadDim, 6, 0.5f);
+  const ClusterTable table = Table(keys, values);
+  EXPECT_EQ(table.segments(), 2u);
+  EXPECT_EQ(table.keys(), 10000u);
+  for (const size_t budget : {size_t{0}, size_t{300}}) {
+    const std::vector<Attention> merged = Merged(table, keys, values, queries, budget);
+    for (size_t row = 0; row < 5; ++row) {
+      const Attention full =
+          Attend(queries.data() + row * kHeadDim, keys, values, [](size_t) { return true; });
+      EXPECT_LT(RelativeError(merged[row].out, full.out), 0.04);
+      EXPECT_NEAR(merged[row].lse, full.lse, 0.03);
+    }
+  }
+}
+
+TEST(ClusterTableTest, SpreadsMakeUpForMeansThatAreBelowTheExponentials) {
+  const std::vector<float> keys = GroupedRows(8192, 16, 0.5f, 70);
+  const std::vector<float> values = Normals(8192 * kHeadDim, 8);
+  const std::vector<float> queries = Normals(16 * kHeadDim, 9, 0.4f);
+  double errors[2] = {};  // without and with the correction
+  for (const bool corrected : {false, true}) {
+    const ClusterTable table = Table(keys, values, corrected);
+    const std::vector<Attention> merged = Merged(table, keys, values, queries, 0);
+    for (size_t row = 0; row < 16; ++row) {
+      const Attention full =
+          Attend(queries.data() + row * kHeadDim, keys, values, [](size_t) { return true; });
+      errors[corrected ? 1 : 0] += std::abs(merged[row].lse - full.lse) / 16;
+      // The exponential of the mean is a lower bound.
+      if (!corrected) {
+        EXPECT_LT(merged[row].lse, full.lse);
+      }
+    }
+  }
+  EXPECT_LT(errors[1], 0.4 * errors[0]);
+}
+
+TEST(ClusterTableTest, RankTakesTheBestFirstWithinItsBudget) {
+  const std::vector<float> keys = GroupedRows(9000, 16, 0.1f, 10);
+  const ClusterTable table = Table(keys, Normals(9000 * kHeadDim, 11));
+  const std::vector<float> queries = Normals(3 * kHeadDim, 12, 0.5f);
+  ClusterScores scores;
+  table.Score(queries, scores);
+  std::vector<uint32_t> all;
+  table.Rank(scores, {.keys = 9000}, all);
+  ASSERT_EQ(all.size(), table.clusters());
+  EXPECT_EQ(std::set<uint32_t>(all.begin(), all.end()).size(), all.size());
+  for (size_t i = 0; i + 1 < all.size(); ++i) {
+    EXPECT_GE(scores.worth[all[i]], scores.worth[all[i + 1]]);
+  }
+  // Worth is a share of mass, so all keys together have one for each row.
+  double total = 0;
+  for (size_t c = 0; c < table.clusters(); ++c) {
+    total += double{scores.worth[c]} * static_cast<double>(table.members(c).offsets.size());
+  }
+  EXPECT_NEAR(total, 3, 1e-3);
+
+  std::vector<uint32_t> some;
+  table.Rank(scores, {.keys = 270}, some);
+  EXPECT_EQ(some,
+            std::vector<uint32_t>(all.begin(), all.begin() + static_cast<ptrdiff_t>(some.size())));
+  size_t keys_read = 0;
+  for (const uint32_t cluster : some) keys_read += table.members(cluster).offsets.size();
+  EXPECT_LE(keys_read, 270u);
+  EXPECT_GT(keys_read + table.members(all[some.size()]).offsets.size(), 270u);
+  // Even less than a cluster buys one.
+  table.Rank(scores, {.keys = 1}, some);
+  EXPECT_EQ(some.size(), 1u);
+
+  std::vector<uint32_t> heavy;
+  table.Rank(scores, {.keys = 9000, .min_share = 0.01f}, heavy);
+  EXPECT_FALSE(heavy.empty());
+  for (size_t c = 0; c < table.clusters(); ++c) {
+    bool wanted = false;
+    for (size_t row = 0; row < 3; ++row) {
+      wanted |= double{scores.weights[row * table.clusters() + c]} *
+                    static_cast<double>(table.members(c).offsets.size()) >=
+                double{0.01f} * scores.totals[row];
+    }
+    EXPECT_EQ(std::count(heavy.begin(), heavy.end(), c), wanted ? 1 : 0);
+  }
+}
+
+std::vector<std::byte> Saved(const ClusterTable& table) {
+  std::vector<std::byte> bytes;
+  table.Save(bytes);
+  return bytes;
+}
+
+TEST(ClusterTableTest, AnyNumberOfThreadsMakesTheSameTable) {
+  const std::vector<float> keys = Normals(20000 * kHeadDim, 13);
+  const std::vector<float> values = Normals(20000 * kHeadDim, 14);
+  EXPECT_EQ(Saved(Table(keys, values, true, 1)), Saved(Table(keys, values, true, 2)));
+}
+
+TEST(ClusterTableTest, SummariesAreASmallShareOfKeysAndValues) {
+  const std::vector<float> keys = Normals(16384 * 128, 15);
+  auto table = ClusterTable::Create({.head_dim = 128}, QuerySpace(128));
+  ComputePool pool(1);
+  const KeyPanels panels = KeyPanels::Contiguous(keys.data(), 16384, 128, KvDtype::kFloat32);
+  ASSERT_TRUE(table->Add(panels, &panels, 16384, pool).ok());
+  EXPECT_LE(table->memory_bytes(), 0.07 * 16384 * 2 * 128 * 2);
+}
+
+TEST(ClusterTableTest, LoadGivesWhatWasSaved) {
+  const std::vector<float> keys = Normals(9000 * kHeadDim, 16);
+  const std::vector<float> samples = Normals(50 * kHeadDim, 17);
+  const ClusterTableOptions options{.head_dim = kHeadDim};
+  auto table = ClusterTable::Create(options, QuerySpace(samples, Panels(keys)));
+  ComputePool pool(1);
+  const KeyPanels panels = Panels(keys);
+  ASSERT_TRUE(table->Add(panels, &panels, 9000, pool).ok());
+  const std::vector<std::byte> bytes = Saved(*table);
+  auto loaded = ClusterTable::Load(options, bytes);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(Saved(*loaded), bytes);
+  const std::vector<float> queries = Normals(2 * kHeadDim, 18);
+  ClusterScores before;
+  ClusterScores after;
+  table->Score(queries, before);
+  loaded->Score(queries, after);
+  EXPECT_EQ(before.weights, after.weights);
+  // It goes on growing.
+  const std::vector<float> more = Normals(9500 * kHeadDim, 19);
+  const KeyPanels more_panels = Panels(more);
+  ASSERT_TRUE(loaded->Add(more_panels, &more_panels, 9500, pool).ok());
+  EXPECT_EQ(loaded->keys(), 9500u);
+
+  EXPECT_EQ(ClusterTable::Load({.head_dim = 64}, bytes).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ClusterTable::Load({.head_dim = kHeadDim, .has_values = false}, bytes).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(ClusterTableTest, DamagedBytesAreDataLoss) {
+  const std::vector<float> keys = Normals(40 * kHeadDim, 20);
+  const std::vector<std::byte> bytes = Saved(Table(keys, keys));
+  const ClusterTableOptions options{.head_dim = kHeadDim};
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    std::vector<std::byte> damaged = bytes;
+    damaged[i] ^= std::byte{0x10};
+    EXPECT_EQ(ClusterTable::Load(options, damaged).status().code(), absl::StatusCode::kDataLoss)
+        << "byte " << i;
+    damaged.assign(bytes.begin(), bytes.begin() + static_cast<ptrdiff_t>(i));
+    EXPECT_EQ(ClusterTable::Load(options, damaged).status().code(), absl::StatusCode::kDataLoss)
+        << i << " bytes";
+  }
+}
+
+TEST(ClusterTableTest, BadInputIsNamedAndAddsNothing) {
+  EXPECT_THAT(ClusterTable::Create({.head_dim = 12}, QuerySpace(12)).status().message(),
+              HasSubstr("head_dim is 12"));
+  EXPECT_FALSE(ClusterTable::Create({.head_dim = 16}, QuerySpace(32)).ok());
+  std::vector<float> keys = Normals(9000 * kHeadDim, 21);
+  const KeyPanels panels = Panels(keys);
+  auto table = *ClusterTable::Create({.head_dim = kHeadDim}, QuerySpace(kHeadDim));
+  ComputePool pool(2);
+  EXPECT_FALSE(table.Add(panels, nullptr, 9000, pool).ok());
+  EXPECT_FALSE(table.Add(panels, &panels, 9001, pool).ok());
+  keys[8500 * kHeadDim + 3] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_THAT(table.Add(panels, &panels, 9000, pool).message(), HasSubstr("key 8500"));
+  keys[70 * kHeadDim] = kInfinity;
+  EXPECT_THAT(table.Add(panels, &panels, 9000, pool).message(), HasSubstr("key 70 "));
+  EXPECT_EQ(table.keys(), 0u);
+  EXPECT_EQ(table.clusters(), 0u);
+  // An empty table estimates nothing.
+  ClusterScores scores;
+  std::vector<float> out(kHeadDim, 1.0f);
+  std::vector<float> lse(1);
+  table.Score(Normals(kHeadDim, 22), scores);
+  table.Estimate(scores, {}, absl::MakeSpan(out), absl::MakeSpan(lse));
+  EXPECT_EQ(lse[0], -kInfinity);
+  EXPECT_EQ(out, std::vector<float>(kHeadDim, 0.0f));
+}
+
+std::unique_ptr<KeyIndex> Built(const KeyPanels& keys, const std::vector<float>& samples = {}) {
+  auto index = *MakeClusterIndex({});
+  ComputePool pool(1);
+  const absl::Status status = index->Build(keys, samples, pool);
+  EXPECT_TRUE(status.ok()) << status;
+  return index;
+}
+
+KeySearchResult Exact(const std::vector<float>& queries, const std::vector<float>& keys, size_t k) {
+  const size_t rows = queries.size() / kHeadDim;
+  const size_t count = keys.size() / kHeadDim;
+  std::vector<float> scores(rows * count);
+  ScoreRun(queries, kHeadDim, keys.data(), KvDtype::kFloat32, count, scores.data());
+  KeySearchResult result;
+  result.keys.assign(rows * k, KeySearchResult::kNoKey);
+  result.scores.assign(rows * k, -kInfinity);
+  for (size_t row = 0; row < rows; ++row) {
+    std::vector<uint32_t> order(count);
+    std::iota(order.begin(), order.end(), 0u);
+    std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
+      return scores[a * rows + row] > scores[b * rows + row];
+    });
+    for (size_t i = 0; i < std::min(k, count); ++i) {
+      result.keys[row * k + i] = order[i];
+      result.scores[row * k + i] = scores[order[i] * rows + row];
+    }
+  }
+  return result;
+}
+
+TEST(ClusterIndexTest, EveryClusterIsAnExactSearchTailIncluded) {
+  for (const size_t count : {1u, 5u, 1023u, 1024u, 9000u, 9300u}) {
+    SCOPED_TRACE(count);
+    const std::vector<float> keys = Normals(count * kHeadDim, 23);
+    const std::vector<float> queries = Normals(3 * kHeadDim, 24);
+    const auto index = Built(Panels(keys), Normals(64 * kHeadDim, 25));
+    KeySearchResult result;
+    ASSERT_TRUE(index->Search(queries, {.k = 20, .effort = 100000}, result).ok());
+    const KeySearchResult exact = Exact(queries, keys, 20);
+    EXPECT_EQ(result.keys, exact.keys);
+    EXPECT_EQ(result.scores, exact.scores);
+    EXPECT_EQ(result.scored_keys, 3 * count);
+  }
+}
+
+TEST(ClusterIndexTest, FewClustersFindNearlyAllWhereKeysHaveLocality) {
+  const std::vector<float> keys = GroupedRows(16384, 16, 0.1f, 26);
+  const std::vector<float> queries = Normals(kHeadDim, 27);
+  const auto index = Built(Panels(keys));
+  KeySearchResult result;
+  ASSERT_TRUE(index->Search(queries, {.k = 50, .effort = 20}, result).ok());
+  EXPECT_LE(result.scored_keys, 320u);
+  EXPECT_EQ(result.scored_centroids, 1024u);
+  const KeySearchResult exact = Exact(queries, keys, 50);
+  const std::set<uint32_t> found(result.keys.begin(), result.keys.end());
+  size_t hits = 0;
+  for (const uint32_t key : exact.keys) hits += found.count(key);
+  EXPECT_GE(hits, 48u);
+}
+
+TEST(ClusterIndexTest, AppendSealsSegmentsAndKeepsATail) {
+  const std::vector<float> keys = Normals(11000 * kHeadDim, 28);
+  const std::vector<float> queries = Normals(2 * kHeadDim, 29);
+  ComputePool pool(1);
+  auto index = *MakeClusterIndex({});
+  const auto first = [&](size_t count) {
+    return KeyPanels::Contiguous(keys.data(), count, kHeadDim, KvDtype::kFloat32);
+  };
+  EXPECT_EQ(index->Append(first(10), pool).code(), absl::StatusCode::kFailedPrecondition);
+  ASSERT_TRUE(index->Build(first(0), {}, pool).ok());
+  KeySearchResult result;
+  ASSERT_TRUE(index->Search(queries, {.k = 3}, result).ok());
+  EXPECT_EQ(result.keys, std::vector<uint32_t>(6, KeySearchResult::kNoKey));
+  for (const size_t count : {500u, 1023u, 1030u, 10500u, 11000u}) {
+    ASSERT_TRUE(index->Append(first(count), pool).ok());
+    EXPECT_EQ(index->size(), count);
+    ASSERT_TRUE(index->Search(queries, {.k = 10, .effort = 100000}, result).ok());
+    EXPECT_EQ(
+        result.keys,
+        Exact(queries, {keys.begin(), keys.begin() + static_cast<ptrdiff_t>(count * kHeadDim)}, 10)
+            .keys);
+  }
+  EXPECT_EQ(index->Append(first(100), pool).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(index->size(), 11000u);
+}
+
+TEST(ClusterIndexTest, BadInputIsNamed) {
+  EXPECT_FALSE(MakeClusterIndex({.clustering = {.keys_per_cluster = 0}}).ok());
+  EXPECT_FALSE(MakeClusterIndex({.seal_keys = 0}).ok());
+  EXPECT_FALSE(MakeClusterIndex({.seal_keys = kSegmentKeys + 1}).ok());
+  std::vector<float> keys = Normals(100 * kHeadDim, 30);
+  ComputePool pool(1);
+  auto index = *MakeClusterIndex({});
+  KeySearchResult result;
+  EXPECT_EQ(index->size(), 0u);
+  EXPECT_EQ(
+      index->Build(KeyPanels::Contiguous(keys.data(), 10, 12, KvDtype::kFloat32), {}, pool).code(),
+      absl::StatusCode::kInvalidArgument);
+  EXPECT_FALSE(index->Build(Panels(keys), Normals(kHeadDim + 1, 31), pool).ok());
+  keys[42 * kHeadDim] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_THAT(index->Build(Panels(keys), {}, pool).message(), HasSubstr("key 42 "));
+  keys[42 * kHeadDim] = 0;
+  ASSERT_TRUE(index->Build(Panels(keys), {}, pool).ok());
+  EXPECT_FALSE(index->Search(Normals(kHeadDim, 32), {.k = 0}, result).ok());
+  EXPECT_FALSE(index->Search(Normals(kHeadDim - 1, 32), {}, result).ok());
+  EXPECT_FALSE(index->Search(std::vector<float>(kHeadDim, kInfinity), {}, result).ok());
+}
+
+TEST(ClusterIndexTest, DegenerateKeysAreFoundLikeOthers) {
+  for (const float element : {0.0f, 1e-30f, 5.0f}) {
+    const std::vector<float> keys(3000 * kHeadDim, element);
+    const auto index = Built(Panels(keys), Normals(16 * kHeadDim, 33));
+    KeySearchResult result;
+    ASSERT_TRUE(index->Search(Normals(kHeadDim, 34), {.k = 5}, result).ok());
+    EXPECT_EQ(result.keys, (std::vector<uint32_t>{0, 1, 2, 3, 4}));
+  }
+  // Squares of these overflow, which costs quality and nothing else.
+  std::vector<float> huge = Normals(3000 * kHeadDim, 35);
+  for (float& element : huge) element = element > 0 ? 2e38f : -2e38f;
+  const auto index = Built(Panels(huge), Normals(16 * kHeadDim, 36));
+  KeySearchResult result;
+  EXPECT_TRUE(index->Search(Normals(kHeadDim, 37), {.k = 5}, result).ok());
+  EXPECT_EQ(result.keys.size(), 5u);
+}
+
+}  // namespace
+}  // namespace terrace
