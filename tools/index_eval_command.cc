@@ -31,7 +31,7 @@ struct IndexEvalArguments {
   DumpSelection selection;
   size_t samples = 16384;
   size_t steps = 64;
-  std::string indexes = "flat,ivf,hnsw";
+  std::string indexes = "flat,ivf,hnsw,graph,cluster";
   SweepOptions sweep;
   bool per_head = false;
   std::string json;

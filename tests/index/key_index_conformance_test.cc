@@ -17,10 +17,12 @@
 #include <thread>
 #include <vector>
 
+#include "index/cluster_index.h"
 #include "index/compute_pool.h"
 #include "index/faiss_hnsw_index.h"
 #include "index/faiss_ivf_index.h"
 #include "index/flat_index.h"
+#include "index/graph_index.h"
 #include "index/key_index.h"
 #include "tests/support/made_up_keys.h"
 
@@ -44,6 +46,8 @@ const std::vector<IndexCase>& Cases() {
       {"flat", [] { return MakeFlatIndex(); }, 1},
       {"ivf", [] { return *MakeFaissIvfIndex({}); }, 1},
       {"hnsw", [] { return *MakeFaissHnswIndex({}); }, 0.99},
+      {"graph", [] { return *MakeGraphIndex({}); }, 0.99},
+      {"cluster", [] { return *MakeClusterIndex({}); }, 1},
   };
   return *cases;
 }

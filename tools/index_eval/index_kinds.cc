@@ -6,9 +6,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "index/cluster_index.h"
 #include "index/faiss_hnsw_index.h"
 #include "index/faiss_ivf_index.h"
 #include "index/flat_index.h"
+#include "index/graph_index.h"
 
 namespace terrace {
 
@@ -19,6 +21,8 @@ absl::Span<const IndexKind> IndexKinds() {
       {"ivf", []() -> Made { return MakeFaissIvfIndex({}); }},
       // On all threads, as the others are built.
       {"hnsw", []() -> Made { return MakeFaissHnswIndex({.parallel_build = true}); }},
+      {"graph", []() -> Made { return MakeGraphIndex({}); }},
+      {"cluster", []() -> Made { return MakeClusterIndex({}); }},
   };
   return kinds;
 }
