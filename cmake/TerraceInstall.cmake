@@ -24,7 +24,19 @@ foreach(library IN ITEMS io tiers index runtime)
       PATTERN "checked_file.h" EXCLUDE
       PATTERN "runtime_core.h" EXCLUDE
       PATTERN "saved_contexts.h" EXCLUDE
-      PATTERN "summary_scores.h" EXCLUDE
+      PATTERN "best_keys.h" EXCLUDE
+      PATTERN "cluster_kernels.h" EXCLUDE
+      PATTERN "exact_knn.h" EXCLUDE
+      PATTERN "faiss_call.h" EXCLUDE
+      PATTERN "finite_rows.h" EXCLUDE
+      PATTERN "graph_beam.h" EXCLUDE
+      PATTERN "graph_build.h" EXCLUDE
+      PATTERN "graph_entries.h" EXCLUDE
+      PATTERN "graph_search.h" EXCLUDE
+      PATTERN "key_graph.h" EXCLUDE
+      PATTERN "key_input.h" EXCLUDE
+      PATTERN "nearest_centroid.h" EXCLUDE
+      PATTERN "query_metric.h" EXCLUDE
       PATTERN "unique_fd.h" EXCLUDE)
   endif()
 endforeach()

@@ -12,32 +12,14 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "index/cluster_table.h"
-#include "index/finite_rows.h"
+#include "index/key_input.h"
 #include "index/key_scores.h"
 
 namespace terrace {
 namespace {
 
-constexpr size_t kMaxKeys = (size_t{1} << 31) - 1;
 // Of all keys, where the caller does not say how many clusters are worth reading.
 constexpr size_t kDefaultOneOf = 40;
-
-bool AllFinite(absl::Span<const float> numbers) {
-  return std::all_of(numbers.begin(), numbers.end(), [](float x) { return std::isfinite(x); });
-}
-
-absl::Status CheckRows(const char* what, absl::Span<const float> rows, size_t head_dim) {
-  if (rows.size() % head_dim != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": ", rows.size(), " elements are no whole rows of ", head_dim));
-  }
-  for (size_t row = 0; row < rows.size() / head_dim; ++row) {
-    if (!AllFinite(rows.subspan(row * head_dim, head_dim))) {
-      return absl::InvalidArgumentError(absl::StrCat(what, ": row ", row, " is not finite"));
-    }
-  }
-  return absl::OkStatus();
-}
 
 // The k best of the candidates of one row, in places [row * k, (row + 1) * k) of the result.
 void TakeBest(absl::Span<const uint32_t> ids, const float* scores, size_t rows, size_t row,
@@ -66,20 +48,13 @@ class ClusterIndex final : public KeyIndex {
 
   absl::Status Build(const KeyPanels& keys, absl::Span<const float> sample_queries,
                      ComputePool& pool) override {
-    ClusterTableOptions options{
+    if (absl::Status status = CheckBuild(keys, sample_queries, pool); !status.ok()) return status;
+    const ClusterTableOptions options{
         .head_dim = keys.head_dim(), .has_values = false, .clustering = options_.clustering};
-    // Checks head_dim before anything is divided by it.
-    absl::StatusOr<ClusterTable> table = ClusterTable::Create(options, QuerySpace(keys.head_dim()));
+    absl::StatusOr<ClusterTable> table = ClusterTable::Create(
+        options, sample_queries.empty() || keys.size() == 0 ? QuerySpace(keys.head_dim())
+                                                            : QuerySpace(sample_queries, keys));
     if (!table.ok()) return table.status();
-    if (absl::Status status = CheckRows("sample queries", sample_queries, keys.head_dim());
-        !status.ok()) {
-      return status;
-    }
-    if (absl::Status status = CheckKeys(keys, 0); !status.ok()) return status;
-    if (!sample_queries.empty() && keys.size() > 0) {
-      table = ClusterTable::Create(options, QuerySpace(sample_queries, keys));
-      if (!table.ok()) return table.status();
-    }
     absl::MutexLock lock(&mu_);
     if (absl::Status status = Seal(keys, *table, pool); !status.ok()) return status;
     table_.emplace(*std::move(table));
@@ -89,15 +64,7 @@ class ClusterIndex final : public KeyIndex {
 
   absl::Status Append(const KeyPanels& keys, ComputePool& pool) override {
     absl::MutexLock lock(&mu_);
-    if (!table_.has_value()) return absl::FailedPreconditionError("cluster: Append before Build");
-    if (keys.head_dim() != keys_->head_dim() || keys.dtype() != keys_->dtype() ||
-        keys.size() < keys_->size()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "cluster: ", keys.size(), " ", KvDtypeName(keys.dtype()), " keys with a head_dim of ",
-          keys.head_dim(), " do not begin with the ", keys_->size(), " ",
-          KvDtypeName(keys_->dtype()), " keys of ", keys_->head_dim(), " that are there"));
-    }
-    if (absl::Status status = CheckKeys(keys, keys_->size()); !status.ok()) return status;
+    if (absl::Status status = CheckAppend(keys_, keys, pool); !status.ok()) return status;
     if (absl::Status status = Seal(keys, *table_, pool); !status.ok()) return status;
     keys_.emplace(keys);
     return absl::OkStatus();
@@ -105,15 +72,12 @@ class ClusterIndex final : public KeyIndex {
 
   absl::Status Search(absl::Span<const float> queries, const KeySearchOptions& options,
                       KeySearchResult& result) const override {
-    if (options.k == 0) return absl::InvalidArgumentError("cluster: k is 0");
     absl::ReaderMutexLock lock(&mu_);
-    if (!table_.has_value()) return absl::FailedPreconditionError("cluster: Search before Build");
-    const size_t head_dim = keys_->head_dim();
-    if (absl::Status status = CheckRows("queries", queries, head_dim); !status.ok()) return status;
+    const size_t head_dim = keys_.has_value() ? keys_->head_dim() : 0;
+    if (absl::Status status = StartSearch(queries, head_dim, options, result); !status.ok()) {
+      return status;
+    }
     const size_t rows = queries.size() / head_dim;
-    result.keys.assign(rows * options.k, KeySearchResult::kNoKey);
-    result.scores.assign(rows * options.k, -std::numeric_limits<float>::infinity());
-    result.scored_keys = 0;
     result.scored_centroids = rows * table_->clusters();
     if (rows == 0) return absl::OkStatus();
 
@@ -151,18 +115,6 @@ class ClusterIndex final : public KeyIndex {
   }
 
  private:
-  // Whether the keys from `first` on, which may become the tail, are all finite.
-  static absl::Status CheckKeys(const KeyPanels& keys, size_t first) {
-    if (keys.size() > kMaxKeys) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("cluster: ", keys.size(), " keys are more than ", kMaxKeys));
-    }
-    if (const std::optional<size_t> bad = FirstNotFinite(keys, first, keys.size())) {
-      return absl::InvalidArgumentError(absl::StrCat("cluster: key ", *bad, " is not finite"));
-    }
-    return absl::OkStatus();
-  }
-
   // Makes segments of the keys that the table does not have, but for a short tail.
   absl::Status Seal(const KeyPanels& keys, ClusterTable& table, ComputePool& pool) const {
     const size_t loose = keys.size() - table.keys();

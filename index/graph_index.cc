@@ -14,6 +14,7 @@
 #include "index/exact_knn.h"
 #include "index/graph_build.h"
 #include "index/graph_search.h"
+#include "index/key_input.h"
 #include "index/kv_convert.h"
 #include "index/query_metric.h"
 
@@ -21,9 +22,9 @@ namespace terrace {
 namespace {
 
 constexpr size_t kMostKeys = std::numeric_limits<int32_t>::max();
-constexpr size_t kMostHeadDim = 1024;
 constexpr size_t kSpreadKeys = 32;       // from which searches for the neighbours of a key start
 constexpr size_t kShareOfTail = 64;      // of all keys, may be in the tail
+constexpr size_t kWidestEffort = 4096;   // beyond it, a scan is as fast
 constexpr size_t kKeysAsSamples = 4096;  // where Build is given no queries
 
 // The scratch of threads that are between searches, so that there are as many as ever searched at
@@ -52,40 +53,6 @@ class ScratchPool {
   mutable absl::Mutex mu_;
   std::vector<std::unique_ptr<GraphScratch>> idle_ ABSL_GUARDED_BY(mu_);
 };
-
-absl::Status CheckKeys(const KeyPanels& keys, size_t first) {
-  const size_t head_dim = keys.head_dim();
-  if (head_dim % 8 != 0 || head_dim < 8 || head_dim > kMostHeadDim) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("head_dim: ", head_dim, ", must be a multiple of 8 from 8 to ", kMostHeadDim));
-  }
-  if (keys.size() > kMostKeys) {
-    return absl::InvalidArgumentError(absl::StrCat("keys: ", keys.size(), ", at most ", kMostKeys));
-  }
-  std::vector<std::byte> copy(keys.key_bytes());
-  for (size_t key = first; key < keys.size(); ++key) {
-    const auto bad = EncodeKv(keys.key(key), keys.dtype(), keys.dtype(), head_dim, copy.data());
-    if (bad.has_value()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("key ", key, ": element ", *bad, " is not finite"));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CheckQueries(absl::Span<const float> queries, size_t head_dim, const char* what) {
-  if (queries.size() % head_dim != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": ", queries.size(), " elements are not whole rows of ", head_dim));
-  }
-  for (size_t i = 0; i < queries.size(); ++i) {
-    if (!std::isfinite(queries[i])) {
-      return absl::InvalidArgumentError(absl::StrCat(what, ": element ", i % head_dim, " of row ",
-                                                     i / head_dim, " is not finite"));
-    }
-  }
-  return absl::OkStatus();
-}
 
 // At most `most` of the rows, of norm 1 and in no order; rows of zeros are left out.
 //
@@ -117,9 +84,7 @@ class GraphIndex final : public KeyIndex {
 
   absl::Status Build(const KeyPanels& keys, absl::Span<const float> sample_queries,
                      ComputePool& pool) override {
-    absl::Status status = CheckKeys(keys, 0);
-    if (status.ok()) status = CheckQueries(sample_queries, keys.head_dim(), "sample_queries");
-    if (!status.ok()) return status;
+    if (absl::Status status = CheckBuild(keys, sample_queries, pool); !status.ok()) return status;
     absl::WriterMutexLock lock(&mu_);
     keys_.emplace(keys);
     graph_ = KeyGraph(options_.degree);
@@ -132,16 +97,7 @@ class GraphIndex final : public KeyIndex {
 
   absl::Status Append(const KeyPanels& keys, ComputePool& pool) override {
     absl::WriterMutexLock lock(&mu_);
-    if (!keys_.has_value()) return absl::FailedPreconditionError("Append before Build");
-    if (keys.head_dim() != keys_->head_dim() || keys.dtype() != keys_->dtype() ||
-        keys.size() < keys_->size()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("keys: ", keys.size(), " of head_dim ", keys.head_dim(), " in ",
-                       KvDtypeName(keys.dtype()), " do not continue ", keys_->size(),
-                       " of head_dim ", keys_->head_dim(), " in ", KvDtypeName(keys_->dtype())));
-    }
-    const absl::Status status = CheckKeys(keys, keys_->size());
-    if (!status.ok()) return status;
+    if (absl::Status status = CheckAppend(keys_, keys, pool); !status.ok()) return status;
     keys_.emplace(keys);
     const size_t tail = keys.size() - graph_.size();
     if (tail <= std::max(options_.tail_keys, keys.size() / kShareOfTail)) return absl::OkStatus();
@@ -155,14 +111,12 @@ class GraphIndex final : public KeyIndex {
 
   absl::Status Search(absl::Span<const float> queries, const KeySearchOptions& options,
                       KeySearchResult& result) const override {
-    if (options.k == 0) return absl::InvalidArgumentError("k: 0, must be at least 1");
     absl::ReaderMutexLock lock(&mu_);
-    if (!keys_.has_value()) {
-      result = {};
-      return absl::OkStatus();
+    if (absl::Status status =
+            StartSearch(queries, keys_.has_value() ? keys_->head_dim() : 0, options, result);
+        !status.ok()) {
+      return status;
     }
-    const absl::Status status = CheckQueries(queries, keys_->head_dim(), "queries");
-    if (!status.ok()) return status;
     const size_t effort = options.effort > 0 ? options.effort : options_.default_width;
     const size_t width = std::min(std::max(options.k, effort), std::max<size_t>(keys_->size(), 1));
     std::unique_ptr<GraphScratch> scratch = scratch_.Take();
@@ -183,10 +137,13 @@ class GraphIndex final : public KeyIndex {
   }
   std::vector<size_t> Efforts(size_t k) const override {
     std::vector<size_t> efforts;
-    for (const size_t percent : {100, 110, 125, 150, 200, 300, 400, 600, 800}) {
-      const size_t effort = std::max<size_t>(k * percent / 100, 1);
+    const auto add = [&](size_t effort) {
       if (efforts.empty() || effort > efforts.back()) efforts.push_back(effort);
+    };
+    for (const size_t percent : {100, 110, 125, 150, 200, 300, 400, 800, 1600}) {
+      add(std::max<size_t>(k * percent / 100, 1));
     }
+    add(std::min(size(), kWidestEffort));
     return efforts;
   }
 

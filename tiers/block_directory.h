@@ -24,8 +24,8 @@ enum class PageIndex : uint32_t {};
 inline constexpr PageIndex kNoPage{UINT32_MAX};
 
 // Names a key that blocks are sealed with, among those that the manager has heard of.
-enum class KeyIndex : uint16_t {};
-inline constexpr KeyIndex kNoKey{0};
+enum class KeyNumber : uint16_t {};
+inline constexpr KeyNumber kNoKey{0};
 
 // A block that is moved within NVMe is served from its old place until it is in the new one.
 enum class Rewrite : uint8_t { kNo, kQueued, kInGroup };
@@ -40,7 +40,7 @@ struct BlockEntry {
   PageIndex page = kNoPage;
   CopyState nvme = CopyState::kEmpty;
   Retention retention = Retention::kCached;
-  KeyIndex key = kNoKey;
+  KeyNumber key = kNoKey;
   bool hot = false;  // fetched from NVMe since it was written there
   Rewrite rewrite = Rewrite::kNo;
 

@@ -6,24 +6,24 @@
 
 namespace terrace {
 
-KeyIndex KeyRing::IndexOf(const KeyName& name) {
+KeyNumber KeyRing::IndexOf(const KeyName& name) {
   const auto known = known_.find({name.space, name.check});
   if (known != known_.end()) return known->second;
   if (keys_.size() == kMaxKeys) return kNoKey;
   keys_.push_back({name, nullptr});
-  const KeyIndex key{static_cast<uint16_t>(keys_.size())};
+  const KeyNumber key{static_cast<uint16_t>(keys_.size())};
   known_[{name.space, name.check}] = key;
   return key;
 }
 
-absl::StatusOr<KeyIndex> KeyRing::Add(uint64_t space, std::shared_ptr<const BlockCipher> cipher) {
+absl::StatusOr<KeyNumber> KeyRing::Add(uint64_t space, std::shared_ptr<const BlockCipher> cipher) {
   const uint64_t check = cipher->key_check();
-  if (const KeyIndex known = Current(space); known != kNoKey) {
+  if (const KeyNumber known = Current(space); known != kNoKey) {
     if (name(known).check == check) return known;
     return absl::AlreadyExistsError(
         absl::StrCat("namespace ", space, " has another key; drop that one first"));
   }
-  const KeyIndex key = IndexOf({space, check});
+  const KeyNumber key = IndexOf({space, check});
   if (key == kNoKey) {
     return absl::ResourceExhaustedError(absl::StrCat("more than ", kMaxKeys, " keys"));
   }
@@ -32,16 +32,16 @@ absl::StatusOr<KeyIndex> KeyRing::Add(uint64_t space, std::shared_ptr<const Bloc
   return key;
 }
 
-void KeyRing::Drop(uint64_t space, absl::FunctionRef<void(KeyIndex)> dropped) {
+void KeyRing::Drop(uint64_t space, absl::FunctionRef<void(KeyNumber)> dropped) {
   current_.erase(space);
   for (size_t i = 0; i < keys_.size(); ++i) {
     if (keys_[i].name.space != space) continue;
     keys_[i].cipher.reset();
-    dropped(KeyIndex{static_cast<uint16_t>(i + 1)});
+    dropped(KeyNumber{static_cast<uint16_t>(i + 1)});
   }
 }
 
-KeyIndex KeyRing::Current(uint64_t space) const {
+KeyNumber KeyRing::Current(uint64_t space) const {
   const auto at = current_.find(space);
   return at == current_.end() ? kNoKey : at->second;
 }

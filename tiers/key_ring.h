@@ -25,18 +25,18 @@ class KeyRing {
   static constexpr size_t kMaxKeys = 65535;
 
   // The index of a key, new or known; kNoKey when there are too many.
-  KeyIndex IndexOf(const KeyName& name);
+  KeyNumber IndexOf(const KeyName& name);
   // Makes a key the one of its namespace. kAlreadyExists while the namespace has another one,
   // kResourceExhausted when there are too many.
-  absl::StatusOr<KeyIndex> Add(uint64_t space, std::shared_ptr<const BlockCipher> cipher);
+  absl::StatusOr<KeyNumber> Add(uint64_t space, std::shared_ptr<const BlockCipher> cipher);
   // Forgets the keys of a namespace; tells the index of each, here or not.
-  void Drop(uint64_t space, absl::FunctionRef<void(KeyIndex)> dropped);
+  void Drop(uint64_t space, absl::FunctionRef<void(KeyNumber)> dropped);
 
   // The key that blocks of a namespace are sealed with now; kNoKey when it is not here.
-  KeyIndex Current(uint64_t space) const;
-  const KeyName& name(KeyIndex key) const { return keys_[Slot(key)].name; }
+  KeyNumber Current(uint64_t space) const;
+  const KeyName& name(KeyNumber key) const { return keys_[Slot(key)].name; }
   // Null when the key is not here.
-  const std::shared_ptr<const BlockCipher>& cipher(KeyIndex key) const {
+  const std::shared_ptr<const BlockCipher>& cipher(KeyNumber key) const {
     return keys_[Slot(key)].cipher;
   }
 
@@ -45,11 +45,11 @@ class KeyRing {
     KeyName name;
     std::shared_ptr<const BlockCipher> cipher;
   };
-  static size_t Slot(KeyIndex key) { return static_cast<size_t>(key) - 1; }
+  static size_t Slot(KeyNumber key) { return static_cast<size_t>(key) - 1; }
 
   std::vector<Key> keys_;
-  absl::flat_hash_map<std::pair<uint64_t, uint64_t>, KeyIndex> known_;  // by name
-  absl::flat_hash_map<uint64_t, KeyIndex> current_;                     // by namespace
+  absl::flat_hash_map<std::pair<uint64_t, uint64_t>, KeyNumber> known_;  // by name
+  absl::flat_hash_map<uint64_t, KeyNumber> current_;                     // by namespace
 };
 
 }  // namespace terrace

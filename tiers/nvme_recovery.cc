@@ -12,7 +12,7 @@ namespace {
 
 class Recovery {
  public:
-  Recovery(NvmeReader& reader, absl::FunctionRef<KeyIndex(const KeyName&)> key_index,
+  Recovery(NvmeReader& reader, absl::FunctionRef<KeyNumber(const KeyName&)> key_index,
            Placement& placement)
       : reader_(reader),
         key_index_(key_index),
@@ -139,7 +139,7 @@ class Recovery {
         nvme_.MarkDead(place);
         continue;
       }
-      const KeyIndex key = record.key ? key_index_(*record.key) : kNoKey;
+      const KeyNumber key = record.key ? key_index_(*record.key) : kNoKey;
       if (record.key && key == kNoKey) {  // there are too many keys
         dropped_.insert(record.id);
         continue;
@@ -154,7 +154,7 @@ class Recovery {
   }
 
   NvmeReader& reader_;
-  const absl::FunctionRef<KeyIndex(const KeyName&)> key_index_;
+  const absl::FunctionRef<KeyNumber(const KeyName&)> key_index_;
   Placement& placement_;
   NvmeTier& nvme_;
   const NvmeGeometry geometry_;
@@ -169,7 +169,7 @@ class Recovery {
 }  // namespace
 
 absl::StatusOr<RecoveryReport> RecoverNvme(NvmeReader& reader,
-                                           absl::FunctionRef<KeyIndex(const KeyName&)> key_index,
+                                           absl::FunctionRef<KeyNumber(const KeyName&)> key_index,
                                            Placement& placement) {
   return Recovery(reader, key_index, placement).Run();
 }

@@ -30,7 +30,7 @@ struct RecoveryReport {
 // REQUIRES: `placement` is fresh and has an NVMe tier. Errors are those of reads that were not
 // tried, or kResourceExhausted for memory.
 absl::StatusOr<RecoveryReport> RecoverNvme(NvmeReader& reader,
-                                           absl::FunctionRef<KeyIndex(const KeyName&)> key_index,
+                                           absl::FunctionRef<KeyNumber(const KeyName&)> key_index,
                                            Placement& placement);
 
 }  // namespace terrace

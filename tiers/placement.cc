@@ -84,7 +84,7 @@ bool Placement::transfers_in_flight() const {
 }
 
 Placement::PutReservation Placement::ReservePut(const BlockId& id, Retention retention,
-                                                KeyIndex key) {
+                                                KeyNumber key) {
   EntryIndex entry = directory_.Find(id);
   if (entry != kNoEntry && KeyMissing(directory_[entry])) {
     if (directory_[entry].retention == Retention::kOwned) return {PutOutcome::kLocked, {}};
@@ -266,13 +266,13 @@ std::optional<Tier> Placement::Find(const BlockId& id) const {
   return HitTier(directory_[entry]);
 }
 
-void Placement::SetKeyReady(KeyIndex key, bool ready) {
+void Placement::SetKeyReady(KeyNumber key, bool ready) {
   const size_t index = static_cast<size_t>(key);
   if (key_missing_.size() <= index) key_missing_.resize(index + 1, true);
   key_missing_[index] = !ready;
 }
 
-void Placement::DropKey(KeyIndex key) {
+void Placement::DropKey(KeyNumber key) {
   std::vector<BlockId> ids;
   directory_.Visit([&](EntryIndex entry) {
     if (directory_[entry].key == key) ids.push_back(directory_[entry].id);
@@ -285,7 +285,8 @@ bool Placement::OnNvme(const BlockId& id) const {
   return entry != kNoEntry && directory_[entry].nvme == CopyState::kResident;
 }
 
-bool Placement::RecoverBlock(const BlockId& id, PageIndex page, Retention retention, KeyIndex key) {
+bool Placement::RecoverBlock(const BlockId& id, PageIndex page, Retention retention,
+                             KeyNumber key) {
   if (directory_.Find(id) != kNoEntry) return false;
   const EntryIndex entry = directory_.Insert(id);
   BlockEntry& block = directory_[entry];

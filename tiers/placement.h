@@ -127,7 +127,7 @@ class Placement {
   };
   // Takes a slot for a new block; the caller fills it and reports FillLanded. A block that is known
   // keeps its bytes, counts as used, and becomes owned if `retention` says so.
-  PutReservation ReservePut(const BlockId& id, Retention retention, KeyIndex key = kNoKey);
+  PutReservation ReservePut(const BlockId& id, Retention retention, KeyNumber key = kNoKey);
 
   // --- Fetch ---
   // Pins a place for every item in `target` (kHbm, kDram or, where neither exists, kTransit), all
@@ -193,14 +193,14 @@ class Placement {
   void Drop(const BlockId& id);
   void SetRetention(const BlockId& id, Retention retention);
   // Blocks whose key is not there are misses, and stay where they are.
-  void SetKeyReady(KeyIndex key, bool ready);
+  void SetKeyReady(KeyNumber key, bool ready);
   // Every block that was sealed with this key, in any tier.
-  void DropKey(KeyIndex key);
+  void DropKey(KeyNumber key);
   // The fastest tier that holds the block; nullopt when none does.
   std::optional<Tier> Find(const BlockId& id) const;
   bool OnNvme(const BlockId& id) const;
   // A block found on the device when the tier was opened; false when a newer copy is known.
-  bool RecoverBlock(const BlockId& id, PageIndex page, Retention retention, KeyIndex key);
+  bool RecoverBlock(const BlockId& id, PageIndex page, Retention retention, KeyNumber key);
 
   // --- Views ---
   SlotTable& table(Pool pool) { return *tables_[static_cast<size_t>(pool)]; }
@@ -286,7 +286,7 @@ class Placement {
   bool nvme_accepts_ = false;
   bool offload_allowed_ = true;
   const double hot_share_;
-  std::vector<bool> key_missing_;  // by KeyIndex
+  std::vector<bool> key_missing_;  // by KeyNumber
 
   // Queued fills. Elements may be stale: a fill whose class was raised stands in both read queues,
   // and `queued` in the Fill says whether it is still to be started.

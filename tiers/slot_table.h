@@ -30,7 +30,7 @@ struct Fill {
   uint32_t page_count = 0;   // kNvme
   bool prefetch = false;     // nobody waits for it yet
   BlockId id;                // kNvme, and of an encrypted block: what it is bound to
-  KeyIndex key = kNoKey;     // kNvme
+  KeyNumber key = kNoKey;    // kNvme
   bool raw = false;          // kNvme: for a rewrite, so it stays encrypted
   bool queued = false;       // not started: its class may still be raised
   bool drains = false;       // kSlot: a demotion, whose source falls free when it lands

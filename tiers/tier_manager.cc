@@ -101,7 +101,7 @@ absl::Status TierManager::Put(absl::Span<const BlockWrite> blocks, const PutOpti
 
 absl::Status TierManager::OtherSpaceError(const BlockWrite& block) const {
   const BlockDirectory& directory = placement_->directory();
-  const KeyIndex key = directory[directory.Find(block.id)].key;
+  const KeyNumber key = directory[directory.Find(block.id)].key;
   const auto text = [](std::optional<uint64_t> space) {
     return space ? absl::StrCat("in namespace ", *space) : "in no namespace";
   };
@@ -119,7 +119,7 @@ absl::Status TierManager::PutOne(const BlockWrite& block, absl::Time patience_en
     absl::MutexLock lock(&mu_);
     for (int idle_rounds = 0, rounds = 0;; ++rounds) {
       // Anew in each round: the key may go while the lock is let go.
-      const KeyIndex key = block.space ? keys_.Current(*block.space) : kNoKey;
+      const KeyNumber key = block.space ? keys_.Current(*block.space) : kNoKey;
       if (block.space && key == kNoKey) {
         return absl::FailedPreconditionError(
             absl::StrCat("put: the key of namespace ", *block.space, " is not here"));

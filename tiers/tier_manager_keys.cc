@@ -31,7 +31,7 @@ absl::Status TierManager::AddKey(uint64_t space, CipherKey key) {
     if (!buffer.ok()) return buffer.status();
     write.sealed = *std::move(buffer);
   }
-  const absl::StatusOr<KeyIndex> added = keys_.Add(space, *std::move(cipher));
+  const absl::StatusOr<KeyNumber> added = keys_.Add(space, *std::move(cipher));
   if (!added.ok()) return added.status();
   placement_->SetKeyReady(*added, true);
   return absl::OkStatus();
@@ -39,7 +39,7 @@ absl::Status TierManager::AddKey(uint64_t space, CipherKey key) {
 
 void TierManager::DropKey(uint64_t space) {
   absl::MutexLock lock(&mu_);
-  keys_.Drop(space, [this](KeyIndex key) {
+  keys_.Drop(space, [this](KeyNumber key) {
     mu_.AssertHeld();
     placement_->SetKeyReady(key, false);
     placement_->DropKey(key);

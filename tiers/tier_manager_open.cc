@@ -263,7 +263,7 @@ absl::Status TierManager::Recover(const OpenedTier& tier) {
   absl::StatusOr<RecoveryReport> report = RecoverNvme(
       reader,
       [&](const KeyName& name) {
-        const KeyIndex key = keys->IndexOf(name);
+        const KeyNumber key = keys->IndexOf(name);
         if (key != kNoKey) placement->SetKeyReady(key, false);
         return key;
       },

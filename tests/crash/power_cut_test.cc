@@ -159,7 +159,7 @@ class Round {
     options.epoch = (*superblock)->epoch;
     const std::unique_ptr<Placement> placement = *Placement::Create(options);
     NvmeReader reader(read);
-    const auto any_key = [](const KeyName&) { return KeyIndex{1}; };
+    const auto any_key = [](const KeyName&) { return KeyNumber{1}; };
     EXPECT_TRUE(RecoverNvme(reader, any_key, *placement).ok());
     placement->directory().Visit([&](EntryIndex entry) {
       const BlockEntry& block = placement->directory()[entry];

@@ -15,9 +15,9 @@ std::shared_ptr<const BlockCipher> Cipher(uint8_t fill) {
   return *BlockCipher::Create(*CipherKey::Create(bytes));
 }
 
-std::vector<KeyIndex> DropAll(KeyRing& ring, uint64_t space) {
-  std::vector<KeyIndex> dropped;
-  ring.Drop(space, [&](KeyIndex key) { dropped.push_back(key); });
+std::vector<KeyNumber> DropAll(KeyRing& ring, uint64_t space) {
+  std::vector<KeyNumber> dropped;
+  ring.Drop(space, [&](KeyNumber key) { dropped.push_back(key); });
   return dropped;
 }
 
@@ -30,7 +30,7 @@ TEST(KeyRing, AnEmptyRingHasNoKeyForAnyNamespace) {
 TEST(KeyRing, AKeyThatWasAddedIsTheOneOfItsNamespaceAlone) {
   KeyRing ring;
   const std::shared_ptr<const BlockCipher> cipher = Cipher(1);
-  const absl::StatusOr<KeyIndex> key = ring.Add(7, cipher);
+  const absl::StatusOr<KeyNumber> key = ring.Add(7, cipher);
   ASSERT_TRUE(key.ok()) << key.status();
   EXPECT_NE(*key, kNoKey);
   EXPECT_EQ(ring.Current(7), *key);
@@ -41,17 +41,17 @@ TEST(KeyRing, AKeyThatWasAddedIsTheOneOfItsNamespaceAlone) {
 
 TEST(KeyRing, OneKeyInTwoNamespacesIsTwoKeys) {
   KeyRing ring;
-  const KeyIndex first = *ring.Add(7, Cipher(1));
-  const KeyIndex second = *ring.Add(8, Cipher(1));
+  const KeyNumber first = *ring.Add(7, Cipher(1));
+  const KeyNumber second = *ring.Add(8, Cipher(1));
   EXPECT_NE(first, second);
   EXPECT_EQ(ring.name(first).check, ring.name(second).check);
-  EXPECT_EQ(DropAll(ring, 8), std::vector<KeyIndex>{second});
+  EXPECT_EQ(DropAll(ring, 8), std::vector<KeyNumber>{second});
   EXPECT_NE(ring.cipher(first), nullptr);
 }
 
 TEST(KeyRing, TheSameKeyMayBeAddedAgainAndAnotherMayNot) {
   KeyRing ring;
-  const KeyIndex key = *ring.Add(7, Cipher(1));
+  const KeyNumber key = *ring.Add(7, Cipher(1));
   EXPECT_EQ(*ring.Add(7, Cipher(1)), key);
   EXPECT_EQ(ring.Add(7, Cipher(2)).status().code(), absl::StatusCode::kAlreadyExists);
   EXPECT_EQ(ring.Current(7), key);
@@ -60,7 +60,7 @@ TEST(KeyRing, TheSameKeyMayBeAddedAgainAndAnotherMayNot) {
 TEST(KeyRing, ANameIsKnownByOneIndexWhetherItsKeyIsHereOrNot) {
   KeyRing ring;
   const KeyName name = {.space = 7, .check = Cipher(1)->key_check()};
-  const KeyIndex absent = ring.IndexOf(name);
+  const KeyNumber absent = ring.IndexOf(name);
   EXPECT_EQ(ring.IndexOf(name), absent);
   EXPECT_EQ(ring.cipher(absent), nullptr);
   EXPECT_EQ(ring.Current(7), kNoKey);
@@ -72,10 +72,10 @@ TEST(KeyRing, ANameIsKnownByOneIndexWhetherItsKeyIsHereOrNot) {
 
 TEST(KeyRing, DroppingANamespaceTellsEveryKeyOfItHereOrNot) {
   KeyRing ring;
-  const KeyIndex absent = ring.IndexOf({.space = 7, .check = 1});
-  const KeyIndex other = *ring.Add(8, Cipher(2));
-  const KeyIndex here = *ring.Add(7, Cipher(1));
-  EXPECT_EQ(DropAll(ring, 7), (std::vector<KeyIndex>{absent, here}));
+  const KeyNumber absent = ring.IndexOf({.space = 7, .check = 1});
+  const KeyNumber other = *ring.Add(8, Cipher(2));
+  const KeyNumber here = *ring.Add(7, Cipher(1));
+  EXPECT_EQ(DropAll(ring, 7), (std::vector<KeyNumber>{absent, here}));
   EXPECT_EQ(ring.Current(7), kNoKey);
   EXPECT_EQ(ring.cipher(here), nullptr);
   EXPECT_EQ(ring.Current(8), other);
@@ -92,7 +92,7 @@ TEST(KeyRing, RefusesMoreKeysThanAnIndexCanTell) {
   }
   EXPECT_EQ(ring.IndexOf({.space = 1, .check = 0}), kNoKey);
   EXPECT_EQ(ring.Add(1, Cipher(1)).status().code(), absl::StatusCode::kResourceExhausted);
-  const KeyIndex last =
+  const KeyNumber last =
       ring.IndexOf({.space = KeyRing::kMaxKeys - 1, .check = KeyRing::kMaxKeys - 1});
   EXPECT_EQ(static_cast<size_t>(last), KeyRing::kMaxKeys);
 }

@@ -70,7 +70,7 @@ class NvmeRecoveryTest : public testing::Test {
   }
 
   HandWrittenTier tier_{kGeometry, kEpoch};
-  std::function<KeyIndex(const KeyName&)> key_index_ = [](const KeyName&) { return kNoKey; };
+  std::function<KeyNumber(const KeyName&)> key_index_ = [](const KeyName&) { return kNoKey; };
   RecoveryReport report_;
 };
 
@@ -257,10 +257,10 @@ TEST_F(NvmeRecoveryTest, VoidPlacesHoldNothing) {
 TEST_F(NvmeRecoveryTest, EncryptedBlocksComeBackWithTheirKeys) {
   const KeyName name = {.space = 7, .check = 1234};
   tier_.Seal({Group(3, 0, 1, {{.number = 1, .key = name}, {2}})});
-  key_index_ = [&](const KeyName& found) { return found == name ? KeyIndex{5} : KeyIndex{6}; };
+  key_index_ = [&](const KeyName& found) { return found == name ? KeyNumber{5} : KeyNumber{6}; };
   const std::unique_ptr<Placement> placement = Recovered();
   const BlockDirectory& directory = placement->directory();
-  EXPECT_EQ(directory[directory.Find(Id(1))].key, KeyIndex{5});
+  EXPECT_EQ(directory[directory.Find(Id(1))].key, KeyNumber{5});
   EXPECT_EQ(directory[directory.Find(Id(2))].key, kNoKey);
 }
 
