@@ -7,8 +7,8 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "runtime/attention.h"
 #include "index/compute_pool.h"
+#include "runtime/attention.h"
 #include "runtime/kv_run.h"
 
 namespace terrace {
