@@ -43,7 +43,7 @@ constexpr size_t kLineBytes = 64;
 
 // The sum of the halves of eight lanes; four lanes as they are.
 template <class Tag>
-hn::Vec<FourInts> FoldToFour(Tag tag, hn::Vec<Tag> lanes) {
+hn::Vec<FourInts> FoldToFour(Tag /*tag*/, hn::Vec<Tag> lanes) {
   if constexpr (hn::MaxLanes(Tag()) > kRowTile) {
     const hn::Half<Tag> half;
     return hn::Add(hn::LowerHalf(half, lanes), hn::UpperHalf(half, lanes));
