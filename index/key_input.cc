@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "index/finite_rows.h"
 #include "index/kv_convert.h"
 
 namespace terrace {
@@ -48,39 +49,27 @@ absl::Status CheckRows(absl::Span<const float> rows, size_t head_dim, absl::stri
   return absl::OkStatus();
 }
 
-// The first element of keys [begin, end) that is not finite, counted from key 0. `copy` is room to
-// convert to.
-std::optional<size_t> FirstNotFinite(const KeyPanels& keys, size_t begin, size_t end,
-                                     std::vector<std::byte>& copy) {
-  const size_t head_dim = keys.head_dim();
-  for (size_t key = begin; key < end;) {
-    const size_t run = std::min(keys.Run(key), end - key);
-    copy.resize(std::max(copy.size(), run * keys.key_bytes()));
-    const std::optional<size_t> found =
-        EncodeKv(keys.key(key), keys.dtype(), keys.dtype(), run * head_dim, copy.data());
-    if (found.has_value()) return key * head_dim + *found;
-    key += run;
-  }
-  return std::nullopt;
-}
-
 absl::Status CheckFinite(const KeyPanels& keys, size_t first, ComputePool& pool) {
   if (keys.size() <= first) return absl::OkStatus();
   const size_t none = std::numeric_limits<size_t>::max();
   std::atomic<size_t> lowest = none;
-  std::vector<std::vector<std::byte>> copies(pool.threads());
   const size_t jobs = (keys.size() - first + kKeysPerJob - 1) / kKeysPerJob;
-  pool.ForEach(jobs, [&](size_t job, size_t worker) {
+  pool.ForEach(jobs, [&](size_t job, size_t) {
     const size_t begin = first + job * kKeysPerJob;
     const size_t end = std::min(begin + kKeysPerJob, keys.size());
-    const std::optional<size_t> found = FirstNotFinite(keys, begin, end, copies[worker]);
+    const std::optional<size_t> found = FirstNotFinite(keys, begin, end);
     if (!found.has_value()) return;
     size_t known = lowest.load();
     while (*found < known && !lowest.compare_exchange_weak(known, *found)) {
     }
   });
   if (lowest.load() == none) return absl::OkStatus();
-  return NotFinite("key", lowest.load(), keys.head_dim());
+  std::vector<float> key(keys.head_dim());
+  DecodeKv(keys.key(lowest), keys.dtype(), key.size(), key.data());
+  const auto bad =
+      std::find_if_not(key.begin(), key.end(), [](float x) { return std::isfinite(x); });
+  const auto element = static_cast<size_t>(bad - key.begin());
+  return NotFinite("key", lowest * key.size() + element, key.size());
 }
 
 }  // namespace

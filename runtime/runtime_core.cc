@@ -200,7 +200,8 @@ absl::Status RuntimeCore::Summarise(ColumnIndex column) {
       heads.push_back(head);
     }
     if (reads.empty()) continue;
-    const auto lease = tiers_->Fetch(reads, {.target = Tier::kDram});
+    const auto lease =
+        tiers_->Fetch(reads, {.target = Tier::kDram, .lease_patience = kLeasePatience});
     if (!lease.ok()) return lease.status();
     for (size_t i = 0; i < heads.size(); ++i) {
       if ((*lease)[i].outcome != BlockOutcome::kServed) {
