@@ -34,9 +34,11 @@ void ClusterTable::ScoreSegment(const Segment& segment, const SummaryQueries& qu
   }
   queries.ScoreEach(Layout(clusters), segment.key_means.data(), stride, logits);
   for (size_t row = 0; row < rows; ++row) {
-    largest[row] =
-        std::max(largest[row], RaiseLogits(segment.clusters.spreads.data(), clusters, shifts[row],
-                                           gains[row], logits + row * stride));
+    const LogitRaise raise{.shift = shifts[row],
+                           .gain = gains[row],
+                           .log_keys = std::log(static_cast<float>(cluster_keys()))};
+    largest[row] = std::max(largest[row], RaiseLogits(segment.clusters.spreads.data(), clusters,
+                                                      raise, logits + row * stride));
   }
 }
 
@@ -60,7 +62,8 @@ void ClusterTable::Score(absl::Span<const float> queries, ClusterScores& scores)
   }
   for (size_t row = 0; row < scores.rows; ++row) {
     float* const weights = scores.weights.data() + row * count;
-    scores.totals[row] = WeighClusters(weights, sizes_.data(), count, scores.shifts[row], weights);
+    scores.totals[row] = static_cast<double>(cluster_keys()) *
+                         WeighLogits(weights, count, scores.shifts[row], weights);
   }
 }
 
@@ -74,40 +77,29 @@ void ClusterTable::Rank(ClusterScores& scores, const ClusterBudget& budget,
     const float* const weights = scores.weights.data() + row * count;
     for (size_t c = 0; c < count; ++c) scores.worth[c] += weights[c] * per_mass;
   }
+  const auto size = static_cast<float>(cluster_keys());
   for (size_t c = 0; c < count; ++c) {
     // No row's share is above the sum over the rows, so only few need a closer look.
-    if (scores.worth[c] * sizes_[c] >= budget.min_share) chosen.push_back(static_cast<uint32_t>(c));
+    if (scores.worth[c] * size >= budget.min_share) chosen.push_back(static_cast<uint32_t>(c));
   }
   if (budget.min_share > 0) {
     std::erase_if(chosen, [&](uint32_t c) {
       for (size_t row = 0; row < scores.rows; ++row) {
-        const double mass = double{scores.weights[row * count + c]} * double{sizes_[c]};
+        const double mass = double{scores.weights[row * count + c]} * double{size};
         if (mass >= double{budget.min_share} * scores.totals[row]) return false;
       }
       return true;
     });
   }
+  // Even less than a cluster buys one.
+  const size_t most = std::min(std::max<size_t>(budget.keys / cluster_keys(), 1), chosen.size());
+  const auto end = chosen.begin() + static_cast<ptrdiff_t>(most);
   const auto better = [&](uint32_t a, uint32_t b) {
     return scores.worth[a] != scores.worth[b] ? scores.worth[a] > scores.worth[b] : a < b;
   };
-  // Most clusters are not read, and need not be sorted: at first twice as many as the budget buys
-  // of clusters of mean size, then all.
-  size_t sorted = 0;
-  size_t keys = 0;
-  for (size_t i = 0; i < chosen.size(); ++i) {
-    if (i == sorted) {
-      const size_t likely = 2 * (budget.keys * count / std::max<size_t>(keys_, 1) + 1);
-      sorted = sorted == 0 ? std::min(likely, chosen.size()) : chosen.size();
-      std::nth_element(chosen.begin() + i, chosen.begin() + sorted - 1, chosen.end(), better);
-      std::sort(chosen.begin() + i, chosen.begin() + sorted, better);
-    }
-    keys += static_cast<size_t>(sizes_[chosen[i]]);
-    // What does not fit ends the choice, but for the first.
-    if (keys > budget.keys && i > 0) {
-      chosen.resize(i);
-      break;
-    }
-  }
+  std::nth_element(chosen.begin(), end, chosen.end(), better);
+  std::sort(chosen.begin(), end, better);
+  chosen.erase(end, chosen.end());
 }
 
 void ClusterTable::Estimate(ClusterScores& scores, absl::Span<const uint32_t> read,
@@ -124,18 +116,20 @@ void ClusterTable::Estimate(ClusterScores& scores, absl::Span<const uint32_t> re
     if (scores.read[c] != 0) continue;
     bool counts = false;
     for (size_t row = 0; row < scores.rows; ++row) {
-      const double mass = double{scores.weights[row * count + c]} * double{sizes_[c]};
+      const double mass =
+          double{scores.weights[row * count + c]} * static_cast<double>(cluster_keys());
       masses[row] += mass;
       factors[row] = static_cast<float>(mass);
       counts |= mass > kNegligibleShare * scores.totals[row];
     }
     if (!counts) continue;
-    const Segment& segment = segments_[places_[c].segment];
+    const Segment& segment = SegmentOf(c);
+    const size_t place = c - segment.first_cluster;
     const SummaryLayout layout = Layout(segment.clusters.clusters());
     const std::byte* const means = segment.value_means.data();
-    for (float& factor : factors) factor *= layout.scales(means)[places_[c].cluster];
-    AddScaled(layout.vectors(means) + places_[c].cluster * padded, factors.data(), scores.rows,
-              padded, sums.data());
+    for (float& factor : factors) factor *= layout.scales(means)[place];
+    AddScaled(layout.vectors(means) + place * padded, factors.data(), scores.rows, padded,
+              sums.data());
   }
   for (size_t row = 0; row < scores.rows; ++row) {
     const bool any = masses[row] > 0;

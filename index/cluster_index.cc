@@ -106,7 +106,7 @@ class ClusterIndex final : public KeyIndex {
     absl::ReaderMutexLock lock(&mu_);
     const size_t clusters = table_.has_value() ? table_->clusters() : 0;
     std::vector<size_t> efforts;
-    for (size_t effort = std::max<size_t>(1, k / options_.clustering.keys_per_cluster);
+    for (size_t effort = std::max<size_t>(1, k / options_.clustering.cluster_keys);
          effort < clusters; effort *= 2) {
       efforts.push_back(effort);
     }
@@ -118,8 +118,8 @@ class ClusterIndex final : public KeyIndex {
   // Makes segments of the keys that the table does not have, but for a short tail.
   absl::Status Seal(const KeyPanels& keys, ClusterTable& table, ComputePool& pool) const {
     const size_t loose = keys.size() - table.keys();
-    const size_t rest = loose % kSegmentKeys;
-    const size_t tail = rest < options_.seal_keys ? rest : 0;
+    const size_t rest = loose % options_.clustering.segment_keys();
+    const size_t tail = rest < options_.seal_keys ? rest : rest % options_.clustering.cluster_keys;
     return table.Add(keys, nullptr, keys.size() - tail, pool);
   }
 
@@ -133,7 +133,7 @@ class ClusterIndex final : public KeyIndex {
     for (float& element : scaled) element *= scale;
     const size_t budget =
         options.effort > 0
-            ? std::min(options.effort, keys_->size()) * options_.clustering.keys_per_cluster
+            ? std::min(options.effort, keys_->size()) * options_.clustering.cluster_keys
             : std::max(4 * options.k, table.keys() / kDefaultOneOf);
     ClusterScores scores;
     table.Score(scaled, scores);
@@ -159,10 +159,8 @@ class ClusterIndex final : public KeyIndex {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<KeyIndex>> MakeClusterIndex(const ClusterOptions& options) {
-  if (options.clustering.keys_per_cluster == 0 || options.clustering.iterations == 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cluster: keys_per_cluster is ", options.clustering.keys_per_cluster,
-                     " and iterations is ", options.clustering.iterations, "; both are from 1 on"));
+  if (absl::Status status = options.clustering.Validate(); !status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("cluster: ", status.message()));
   }
   if (options.seal_keys == 0 || options.seal_keys > kSegmentKeys) {
     return absl::InvalidArgumentError(absl::StrCat("cluster: seal_keys is ", options.seal_keys,

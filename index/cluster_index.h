@@ -12,13 +12,14 @@ namespace terrace {
 
 struct ClusterOptions {
   ClusteringOptions clustering = {};
-  // Keys behind the last sealed segment become a segment when there are so many of them; fewer are
-  // searched exactly. From 1 to kSegmentKeys.
+  // Keys behind the last sealed segment become a segment when there are so many of them, but for
+  // what does not fill a cluster; those outside of segments are searched exactly. From 1 to
+  // kSegmentKeys.
   size_t seal_keys = 1024;
 };
 
 // "cluster": reads the keys of the clusters of a ClusterTable that promise most. The effort is the
-// number of clusters of mean size that a search reads for all its rows. kInvalidArgument naming the
+// number of clusters that a search reads for all its rows. kInvalidArgument naming the
 // field.
 absl::StatusOr<std::unique_ptr<KeyIndex>> MakeClusterIndex(const ClusterOptions& options);
 

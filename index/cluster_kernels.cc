@@ -28,29 +28,37 @@ using ByteTag = hn::Rebind<int8_t, FloatTag>;
 // So many sums in fp32 before they are added up in fp64, which keeps the small ones.
 constexpr size_t kSumTile = 1024;
 
-float Raise(const float* HWY_RESTRICT spreads, size_t count, float shift, float gain,
+float Raise(const float* HWY_RESTRICT spreads, size_t count, const LogitRaise& raise,
             float* HWY_RESTRICT logits) {
   const FloatTag floats;
-  const auto shifts = hn::Set(floats, shift);
-  const auto gains = hn::Set(floats, gain);
+  const auto shifts = hn::Set(floats, raise.shift);
+  const auto gains = hn::Set(floats, raise.gain);
+  const auto log_keys = hn::Set(floats, raise.log_keys);
   auto most = hn::Set(floats, -std::numeric_limits<float>::infinity());
   size_t c = 0;
   for (; c + hn::Lanes(floats) <= count; c += hn::Lanes(floats)) {
-    const auto raised = hn::MulAdd(gains, hn::LoadU(floats, spreads + c),
-                                   hn::Add(hn::LoadU(floats, logits + c), shifts));
+    const auto half_variance = hn::Mul(gains, hn::LoadU(floats, spreads + c));
+    const auto root = hn::Sqrt(hn::Mul(half_variance, log_keys));
+    const auto frozen = hn::Sub(hn::Add(root, root), log_keys);
+    const auto by = hn::IfThenElse(hn::Lt(half_variance, log_keys), half_variance, frozen);
+    const auto raised = hn::Add(hn::Add(hn::LoadU(floats, logits + c), shifts), by);
     hn::StoreU(raised, floats, logits + c);
     most = hn::Max(most, raised);
   }
   float largest = hn::GetLane(hn::MaxOfLanes(floats, most));
   for (; c < count; ++c) {
-    logits[c] = logits[c] + shift + gain * spreads[c];
+    const float half_variance = raise.gain * spreads[c];
+    const float by = half_variance < raise.log_keys
+                         ? half_variance
+                         : 2 * std::sqrt(half_variance * raise.log_keys) - raise.log_keys;
+    logits[c] = logits[c] + raise.shift + by;
     largest = std::max(largest, logits[c]);
   }
   return largest;
 }
 
-double Weigh(const float* HWY_RESTRICT logits, const float* HWY_RESTRICT sizes, size_t count,
-             float shift, float* HWY_RESTRICT weights) {
+double Weigh(const float* HWY_RESTRICT logits, size_t count, float shift,
+             float* HWY_RESTRICT weights) {
   const FloatTag floats;
   const auto shifts = hn::Set(floats, shift);
   double total = 0;
@@ -61,13 +69,13 @@ double Weigh(const float* HWY_RESTRICT logits, const float* HWY_RESTRICT sizes, 
     for (; c + hn::Lanes(floats) <= end; c += hn::Lanes(floats)) {
       const auto weight = hn::Exp(floats, hn::Sub(hn::LoadU(floats, logits + c), shifts));
       hn::StoreU(weight, floats, weights + c);
-      sum = hn::MulAdd(weight, hn::LoadU(floats, sizes + c), sum);
+      sum = hn::Add(sum, weight);
     }
     total += double{hn::GetLane(hn::SumOfLanes(floats, sum))};
   }
   for (; c < count; ++c) {
     weights[c] = std::exp(logits[c] - shift);
-    total += double{weights[c]} * double{sizes[c]};
+    total += double{weights[c]};
   }
   return total;
 }
@@ -101,13 +109,12 @@ HWY_EXPORT(Add);
 
 }  // namespace
 
-float RaiseLogits(const float* spreads, size_t count, float shift, float gain, float* logits) {
-  return HWY_DYNAMIC_DISPATCH(Raise)(spreads, count, shift, gain, logits);
+float RaiseLogits(const float* spreads, size_t count, const LogitRaise& raise, float* logits) {
+  return HWY_DYNAMIC_DISPATCH(Raise)(spreads, count, raise, logits);
 }
 
-double WeighClusters(const float* logits, const float* sizes, size_t count, float shift,
-                     float* weights) {
-  return HWY_DYNAMIC_DISPATCH(Weigh)(logits, sizes, count, shift, weights);
+double WeighLogits(const float* logits, size_t count, float shift, float* weights) {
+  return HWY_DYNAMIC_DISPATCH(Weigh)(logits, count, shift, weights);
 }
 
 void AddScaled(const int8_t* vector, const float* factors, size_t rows, size_t dimensions,

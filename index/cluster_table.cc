@@ -24,11 +24,11 @@ class Means {
     std::vector<float> row(head_dim_);
     for (size_t c = 0; c < clusters.clusters(); ++c) {
       double* const mean = clusters_.data() + c * head_dim_;
-      for (size_t place = clusters.begins[c]; place < clusters.begins[c + 1]; ++place) {
-        DecodeKv(rows.key(first + clusters.order[place]), rows.dtype(), head_dim_, row.data());
+      for (const uint16_t key : clusters.members(c)) {
+        DecodeKv(rows.key(first + key), rows.dtype(), head_dim_, row.data());
         for (size_t d = 0; d < head_dim_; ++d) mean[d] += double{row[d]};
       }
-      const double size = clusters.begins[c + 1] - clusters.begins[c];
+      const auto size = static_cast<double>(clusters.cluster_keys());
       for (size_t d = 0; d < head_dim_; ++d) {
         all_[d] += mean[d] / static_cast<double>(clusters.order.size());
         mean[d] /= size;
@@ -68,11 +68,7 @@ absl::StatusOr<ClusterTable> ClusterTable::Create(const ClusterTableOptions& opt
     return absl::InvalidArgumentError(absl::StrCat("the query space is for a head_dim of ",
                                                    space.head_dim(), ", not ", options.head_dim));
   }
-  if (options.clustering.keys_per_cluster == 0 || options.clustering.iterations == 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("keys_per_cluster is ", options.clustering.keys_per_cluster,
-                     " and iterations is ", options.clustering.iterations, "; both are from 1 on"));
-  }
+  if (absl::Status status = options.clustering.Validate(); !status.ok()) return status;
   return ClusterTable(options, std::move(space));
 }
 
@@ -92,13 +88,19 @@ absl::Status ClusterTable::Add(const KeyPanels& keys, const KeyPanels* values, s
                                                    values->head_dim(), " for ", end,
                                                    " keys with one of ", options_.head_dim));
   }
-  const size_t count = (end - keys_ + kSegmentKeys - 1) / kSegmentKeys;
+  if ((end - keys_) % cluster_keys() != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("keys ", keys_, " to ", end,
+                                                   " are not a multiple of the ", cluster_keys(),
+                                                   " keys of a cluster"));
+  }
+  const size_t segment_keys = options_.clustering.segment_keys();
+  const size_t count = (end - keys_ + segment_keys - 1) / segment_keys;
   std::vector<Segment> made(count);
   std::vector<std::optional<size_t>> bad_keys(count);
   std::vector<std::optional<size_t>> bad_values(count);
   pool.ForEach(count, [&](size_t i, size_t) {
-    const size_t first = keys_ + i * kSegmentKeys;
-    const size_t last = std::min(end, first + kSegmentKeys);
+    const size_t first = keys_ + i * segment_keys;
+    const size_t last = std::min(end, first + segment_keys);
     bad_keys[i] = FirstNotFinite(keys, first, last);
     if (values != nullptr) bad_values[i] = FirstNotFinite(*values, first, last);
     if (bad_keys[i] || bad_values[i]) return;
@@ -146,30 +148,35 @@ ClusterTable::Segment ClusterTable::MakeSegment(const KeyPanels& keys, const Key
 
 void ClusterTable::Take(Segment segment) {
   segment.first_key = keys_;
-  segment.first_cluster = places_.size();
-  const SegmentClusters& clusters = segment.clusters;
-  for (size_t c = 0; c < clusters.clusters(); ++c) {
-    places_.push_back({static_cast<uint32_t>(segments_.size()), static_cast<uint32_t>(c)});
-    sizes_.push_back(static_cast<float>(clusters.begins[c + 1] - clusters.begins[c]));
-  }
-  keys_ += clusters.order.size();
+  segment.first_cluster = clusters();
+  keys_ += segment.clusters.order.size();
   segments_.push_back(std::move(segment));
 }
 
+void ClusterTable::Truncate(size_t keys) {
+  while (keys_ > keys) {
+    keys_ = segments_.back().first_key;
+    segments_.pop_back();
+  }
+}
+
+const ClusterTable::Segment& ClusterTable::SegmentOf(size_t cluster) const {
+  const auto after = std::upper_bound(
+      segments_.begin(), segments_.end(), cluster,
+      [](size_t number, const Segment& segment) { return number < segment.first_cluster; });
+  return *std::prev(after);
+}
+
 ClusterTable::Members ClusterTable::members(size_t cluster) const {
-  const Segment& segment = segments_[places_[cluster].segment];
-  const size_t begin = segment.clusters.begins[places_[cluster].cluster];
-  const size_t end = segment.clusters.begins[places_[cluster].cluster + 1];
+  const Segment& segment = SegmentOf(cluster);
   return {.first_key = segment.first_key,
-          .offsets = absl::MakeConstSpan(segment.clusters.order).subspan(begin, end - begin)};
+          .offsets = segment.clusters.members(cluster - segment.first_cluster)};
 }
 
 size_t ClusterTable::memory_bytes() const {
-  size_t bytes = space_.memory_bytes() + places_.capacity() * sizeof(Place) +
-                 sizes_.capacity() * sizeof(float) + segments_.capacity() * sizeof(Segment);
+  size_t bytes = space_.memory_bytes() + segments_.capacity() * sizeof(Segment);
   for (const Segment& segment : segments_) {
-    bytes += (segment.clusters.order.capacity() + segment.clusters.begins.capacity()) *
-                 sizeof(uint16_t) +
+    bytes += segment.clusters.order.capacity() * sizeof(uint16_t) +
              (segment.clusters.spreads.capacity() + segment.clusters.shape.capacity() +
               segment.mean.capacity()) *
                  sizeof(float) +

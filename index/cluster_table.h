@@ -33,7 +33,7 @@ struct ClusterScores {
   // [rows, clusters]: the estimated mass of a key of the cluster is exp(shift[row]) * weight.
   std::vector<float> weights;
   std::vector<float> shifts;   // [rows]
-  std::vector<double> totals;  // [rows]: the sum of size * weight over all clusters
+  std::vector<double> totals;  // [rows]: the sum of cluster_keys * weight over all
   std::vector<float> worth;    // [clusters], of a key; scratch of Rank
   std::vector<uint8_t> read;   // [clusters]; scratch of Estimate
 };
@@ -46,18 +46,18 @@ struct ClusterBudget {
 };
 
 // The clusters of all sealed segments of one layer and KV head, after RetroInfer's wave index
-// (arXiv 2505.02922, section 4): of each its mean key and mean value in 8 bits, its size and its
-// spread, and of each segment the order of its keys by cluster. Keys and values themselves are not
-// kept and are needed in Add alone. Keys are after RoPE.
+// (arXiv 2505.02922, section 4): of each its mean key and mean value in 8 bits and its
+// spread, and of each segment the order of its keys by cluster. All clusters have equally many
+// keys. Keys and values themselves are not kept and are needed in Add alone. Keys are after RoPE.
 //
 // Clusters are numbered over all segments in the order that they were added. Queries are
 // [rows, head_dim], finite, and scaled by 1 / sqrt(head_dim); their rows are those of the group.
 //
-// Thread-safe, except that Add excludes everything else.
+// Thread-safe, except that Add and Truncate exclude everything else.
 class ClusterTable {
  public:
   // kInvalidArgument for a head_dim that is not a multiple of 8 from 8 to 1024 or not that of the
-  // space, and for clustering options of 0.
+  // space, and for clustering options that are out of their limits.
   static absl::StatusOr<ClusterTable> Create(const ClusterTableOptions& options, QuerySpace space);
   // Of what Save wrote. `options` are as they were; kInvalidArgument if they were others, and
   // kDataLoss naming the place if the bytes are damaged.
@@ -66,13 +66,16 @@ class ClusterTable {
   // Appends the table to `bytes`.
   void Save(std::vector<std::byte>& bytes) const;
 
-  // Seals the keys of `keys` from keys() to `end` - 1 in segments of kSegmentKeys, the last one
-  // perhaps shorter, and works on as many segments at once as `pool` has threads. `values` has the
-  // values of the same tokens; null if the table has none.
+  // Seals the keys of `keys` from keys() to `end` - 1, a multiple of cluster_keys, in segments of
+  // clustering.segment_keys(), the last one perhaps shorter, and works on as many segments at once
+  // as `pool` has threads. `values` has the values of the same tokens; null if the table has none.
   //
-  // kInvalidArgument for shapes that differ and, naming the first, for keys or values that are not
-  // finite; then nothing was added.
+  // kInvalidArgument for shapes that differ, for keys that do not fill their last cluster and,
+  // naming the first, for keys or values that are not finite; then nothing was added.
   absl::Status Add(const KeyPanels& keys, const KeyPanels* values, size_t end, ComputePool& pool);
+
+  // Forgets the segments that reach beyond the first `keys` keys; keys() says what is left.
+  void Truncate(size_t keys);
 
   // Estimates the mass of every cluster.
   void Score(absl::Span<const float> queries, ClusterScores& scores) const;
@@ -80,8 +83,8 @@ class ClusterTable {
   // mass, summed over the rows.
   void Rank(ClusterScores& scores, const ClusterBudget& budget,
             std::vector<uint32_t>& chosen) const;
-  // The partial attention over all clusters but those of `read`, from their mean keys, mean values,
-  // sizes and spreads: `out` is [rows, head_dim], `lse` is [rows], with zeros and minus infinity
+  // The partial attention over all clusters but those of `read`, from their mean keys, mean values
+  // and spreads: `out` is [rows, head_dim], `lse` is [rows], with zeros and minus infinity
   // where nothing is left. Of a table with values.
   void Estimate(ClusterScores& scores, absl::Span<const uint32_t> read, absl::Span<float> out,
                 absl::Span<float> lse) const;
@@ -94,7 +97,8 @@ class ClusterTable {
   Members members(size_t cluster) const;
 
   size_t keys() const { return keys_; }
-  size_t clusters() const { return places_.size(); }
+  size_t clusters() const { return keys_ / cluster_keys(); }
+  size_t cluster_keys() const { return options_.clustering.cluster_keys; }
   size_t segments() const { return segments_.size(); }
   const QuerySpace& space() const { return space_; }
   // Everything it holds.
@@ -109,16 +113,12 @@ class ClusterTable {
     std::vector<std::byte> key_means;    // of Layout(clusters), less the mean
     std::vector<std::byte> value_means;  // of Layout(clusters); empty without values
   };
-  struct Place {
-    uint32_t segment;
-    uint32_t cluster;  // in the segment
-  };
-
   ClusterTable(const ClusterTableOptions& options, QuerySpace space);
 
   Segment MakeSegment(const KeyPanels& keys, const KeyPanels* values, size_t first,
                       size_t count) const;
   void Take(Segment segment);
+  const Segment& SegmentOf(size_t cluster) const;
   SummaryLayout Layout(size_t clusters) const {
     return {.count = clusters, .dimensions = options_.head_dim};
   }
@@ -135,9 +135,7 @@ class ClusterTable {
   QuerySpace space_;
 
   std::vector<Segment> segments_;
-  std::vector<Place> places_;  // [clusters]
-  std::vector<float> sizes_;   // [clusters]
-  size_t keys_ = 0;
+  size_t keys_ = 0;  // of all segments
 };
 
 }  // namespace terrace

@@ -14,7 +14,7 @@ namespace terrace {
 namespace {
 
 constexpr uint32_t kMagic = 0x54435254;  // "TRCT"
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 
 struct Header {
   uint32_t magic = kMagic;
@@ -22,7 +22,9 @@ struct Header {
   uint32_t head_dim = 0;
   uint32_t has_values = 0;
   uint32_t matrix_rows = 0;  // 0: the keys' own space
+  uint32_t cluster_keys = 0;
   uint32_t segments = 0;
+  uint32_t unused = 0;
   uint64_t body_bytes = 0;
   uint64_t checksum = 0;  // XXH3-64 of the header, in which this is 0, and the body with that seed
 };
@@ -69,13 +71,9 @@ bool FiniteScales(const SummaryLayout& layout, const std::vector<std::byte>& sum
                      [](float scale) { return std::isfinite(scale) && scale >= 0; });
 }
 
-// Whether places are each given to one key and each cluster has one.
+// Whether places are each given to one key.
 bool Consistent(const SegmentClusters& clusters) {
   const size_t keys = clusters.order.size();
-  if (clusters.begins.front() != 0 || clusters.begins.back() != keys) return false;
-  for (size_t c = 0; c < clusters.clusters(); ++c) {
-    if (clusters.begins[c] >= clusters.begins[c + 1]) return false;
-  }
   std::vector<bool> seen(keys);
   for (const uint16_t key : clusters.order) {
     if (key >= keys || seen[key]) return false;
@@ -92,11 +90,8 @@ void ClusterTable::Save(std::vector<std::byte>& bytes) const {
   const std::vector<float> matrix(space_.matrix().begin(), space_.matrix().end());
   Write(matrix, bytes);
   for (const Segment& segment : segments_) {
-    Write(std::vector<uint32_t>{static_cast<uint32_t>(segment.clusters.order.size()),
-                                static_cast<uint32_t>(segment.clusters.clusters())},
-          bytes);
+    Write(std::vector<uint32_t>{static_cast<uint32_t>(segment.clusters.clusters())}, bytes);
     Write(segment.clusters.order, bytes);
-    Write(segment.clusters.begins, bytes);
     Write(segment.clusters.spreads, bytes);
     Write(segment.clusters.shape, bytes);
     Write(segment.mean, bytes);
@@ -107,6 +102,7 @@ void ClusterTable::Save(std::vector<std::byte>& bytes) const {
   header.head_dim = static_cast<uint32_t>(options_.head_dim);
   header.has_values = options_.has_values ? 1 : 0;
   header.matrix_rows = static_cast<uint32_t>(matrix.size() / options_.head_dim);
+  header.cluster_keys = static_cast<uint32_t>(cluster_keys());
   header.segments = static_cast<uint32_t>(segments_.size());
   header.body_bytes = bytes.size() - start - sizeof(Header);
   header.checksum = ChecksumOf(header, absl::MakeConstSpan(bytes).subspan(start + sizeof(Header)));
@@ -128,11 +124,13 @@ absl::StatusOr<ClusterTable> ClusterTable::Load(const ClusterTableOptions& optio
         absl::StrCat("cluster table: header or checksum does not match ", bytes.size(), " bytes"));
   }
   if (header.version != kVersion || header.head_dim != options.head_dim ||
+      header.cluster_keys != options.clustering.cluster_keys ||
       (header.has_values != 0) != options.has_values) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "cluster table: version ", header.version, " with a head_dim of ", header.head_dim,
-        header.has_values != 0 ? " and" : " without", " values, expected version ", kVersion, ", ",
-        options.head_dim, options.has_values ? ", with" : ", without", " values"));
+        "cluster table: version ", header.version, " with a head_dim of ", header.head_dim, ", ",
+        header.cluster_keys, " keys a cluster and", header.has_values != 0 ? "" : " no",
+        " values, expected version ", kVersion, ", ", options.head_dim, ", ",
+        options.clustering.cluster_keys, " and", options.has_values ? "" : " no", " values"));
   }
   const size_t head_dim = options.head_dim;
   Reader reader(body);
@@ -146,15 +144,16 @@ absl::StatusOr<ClusterTable> ClusterTable::Load(const ClusterTableOptions& optio
   for (size_t i = 0; i < header.segments; ++i) {
     Segment segment;
     SegmentClusters& clusters = segment.clusters;
-    std::vector<uint32_t> counts;
+    std::vector<uint32_t> count;
     const bool whole =
-        reader.Read(2, counts) && counts[0] > 0 && counts[0] <= kSegmentKeys && counts[1] > 0 &&
-        counts[1] <= counts[0] && reader.Read(counts[0], clusters.order) &&
-        reader.Read(counts[1] + 1, clusters.begins) && reader.Read(counts[1], clusters.spreads) &&
+        reader.Read(1, count) && count[0] > 0 &&
+        count[0] <= kSegmentKeys / options.clustering.cluster_keys &&
+        reader.Read(count[0] * options.clustering.cluster_keys, clusters.order) &&
+        reader.Read(count[0], clusters.spreads) &&
         reader.Read(table->space_.dimensions(), clusters.shape) &&
         reader.Read(head_dim, segment.mean) &&
-        reader.Read(table->Layout(counts[1]).bytes(), segment.key_means) &&
-        reader.Read(options.has_values ? table->Layout(counts[1]).bytes() : 0, segment.value_means);
+        reader.Read(table->Layout(count[0]).bytes(), segment.key_means) &&
+        reader.Read(options.has_values ? table->Layout(count[0]).bytes() : 0, segment.value_means);
     const SummaryLayout layout = table->Layout(clusters.spreads.size());
     if (!whole || !Consistent(clusters) || !AllFinite(segment.mean) ||
         !FiniteScales(layout, segment.key_means) || !FiniteScales(layout, segment.value_means)) {

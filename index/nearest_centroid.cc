@@ -56,33 +56,62 @@ uint32_t Label(const Best& best) {
   return static_cast<uint32_t>(centroids[lane]);
 }
 
-// `packed` is [tiles, dimensions, kCentroidTile], `biases` is [tiles, kCentroidTile].
+// Centroids in tiles of kCentroidTile, element by element.
+struct Packed {
+  Packed(const float* centroids, const float* centroid_biases, size_t count, size_t dims)
+      : tiles((count + kCentroidTile - 1) / kCentroidTile),
+        dimensions(dims),
+        elements(tiles * kCentroidTile * dims),
+        // The places beyond the last centroid never win, not even against sums that overflowed.
+        biases(tiles * kCentroidTile, -std::numeric_limits<float>::infinity()) {
+    std::copy_n(centroid_biases, count, biases.data());
+    for (size_t c = 0; c < count; ++c) {
+      float* const out =
+          elements.data() + c / kCentroidTile * dims * kCentroidTile + c % kCentroidTile;
+      for (size_t d = 0; d < dims; ++d) out[d * kCentroidTile] = centroids[c * dims + d];
+    }
+  }
+
+  const size_t tiles;
+  const size_t dimensions;
+  std::vector<float> elements;  // [tiles, dimensions, kCentroidTile]
+  std::vector<float> biases;    // [tiles, kCentroidTile]
+};
+
+// The sums of kPoints points with one tile of centroids.
 template <size_t kPoints>
-void LabelPoints(const float* HWY_RESTRICT points, const float* HWY_RESTRICT packed,
-                 const float* HWY_RESTRICT biases, size_t tiles, size_t dimensions,
-                 uint32_t* HWY_RESTRICT labels) {
+void SumTile(const float* HWY_RESTRICT points, const Packed& packed, size_t tile,
+             Floats (&low)[kPoints], Floats (&high)[kPoints]) {
   const FloatTag floats;
+  const size_t dimensions = packed.dimensions;
+  const float* const at = packed.elements.data() + tile * dimensions * kCentroidTile;
+  const float* const biases = packed.biases.data() + tile * kCentroidTile;
+  for (size_t p = 0; p < kPoints; ++p) {
+    low[p] = hn::LoadU(floats, biases);
+    high[p] = hn::LoadU(floats, biases + kLanes);
+  }
+  for (size_t d = 0; d < dimensions; ++d) {
+    const auto first = hn::LoadU(floats, at + d * kCentroidTile);
+    const auto second = hn::LoadU(floats, at + d * kCentroidTile + kLanes);
+    for (size_t p = 0; p < kPoints; ++p) {
+      const auto element = hn::Set(floats, points[p * dimensions + d]);
+      low[p] = hn::MulAdd(element, first, low[p]);
+      high[p] = hn::MulAdd(element, second, high[p]);
+    }
+  }
+}
+
+template <size_t kPoints>
+void LabelPoints(const float* HWY_RESTRICT points, const Packed& packed,
+                 uint32_t* HWY_RESTRICT labels) {
   Best best[kPoints];
   for (size_t p = 0; p < kPoints; ++p) {
-    best[p] = {hn::Set(floats, -std::numeric_limits<float>::infinity()), hn::Zero(IntTag())};
+    best[p] = {hn::Set(FloatTag(), -std::numeric_limits<float>::infinity()), hn::Zero(IntTag())};
   }
-  for (size_t tile = 0; tile < tiles; ++tile) {
-    const float* const at = packed + tile * dimensions * kCentroidTile;
+  for (size_t tile = 0; tile < packed.tiles; ++tile) {
     Floats low[kPoints];
     Floats high[kPoints];
-    for (size_t p = 0; p < kPoints; ++p) {
-      low[p] = hn::LoadU(floats, biases + tile * kCentroidTile);
-      high[p] = hn::LoadU(floats, biases + tile * kCentroidTile + kLanes);
-    }
-    for (size_t d = 0; d < dimensions; ++d) {
-      const auto first = hn::LoadU(floats, at + d * kCentroidTile);
-      const auto second = hn::LoadU(floats, at + d * kCentroidTile + kLanes);
-      for (size_t p = 0; p < kPoints; ++p) {
-        const auto element = hn::Set(floats, points[p * dimensions + d]);
-        low[p] = hn::MulAdd(element, first, low[p]);
-        high[p] = hn::MulAdd(element, second, high[p]);
-      }
-    }
+    SumTile<kPoints>(points, packed, tile, low, high);
     for (size_t p = 0; p < kPoints; ++p) {
       Keep(low[p], tile * kCentroidTile, best[p]);
       Keep(high[p], tile * kCentroidTile + kLanes, best[p]);
@@ -93,24 +122,44 @@ void LabelPoints(const float* HWY_RESTRICT points, const float* HWY_RESTRICT pac
 
 void FindNearest(const float* points, size_t count, const float* centroids, const float* biases,
                  size_t centroid_count, size_t dimensions, uint32_t* labels) {
-  const size_t tiles = (centroid_count + kCentroidTile - 1) / kCentroidTile;
-  std::vector<float> packed(tiles * kCentroidTile * dimensions);
-  // The places beyond the last centroid never win, not even against sums that overflowed.
-  std::vector<float> packed_biases(tiles * kCentroidTile, -std::numeric_limits<float>::infinity());
-  std::copy_n(biases, centroid_count, packed_biases.data());
-  for (size_t c = 0; c < centroid_count; ++c) {
-    float* const out =
-        packed.data() + c / kCentroidTile * dimensions * kCentroidTile + c % kCentroidTile;
-    for (size_t d = 0; d < dimensions; ++d) out[d * kCentroidTile] = centroids[c * dimensions + d];
-  }
+  const Packed packed(centroids, biases, centroid_count, dimensions);
   size_t p = 0;
   for (; p + kPointTile <= count; p += kPointTile) {
-    LabelPoints<kPointTile>(points + p * dimensions, packed.data(), packed_biases.data(), tiles,
-                            dimensions, labels + p);
+    LabelPoints<kPointTile>(points + p * dimensions, packed, labels + p);
+  }
+  for (; p < count; ++p) LabelPoints<1>(points + p * dimensions, packed, labels + p);
+}
+
+// Writes the sums of kPoints points, each with all centroids.
+template <size_t kPoints>
+void ScorePoints(const float* HWY_RESTRICT points, const Packed& packed, size_t centroid_count,
+                 float* HWY_RESTRICT scores) {
+  const FloatTag floats;
+  for (size_t tile = 0; tile < packed.tiles; ++tile) {
+    Floats low[kPoints];
+    Floats high[kPoints];
+    SumTile<kPoints>(points, packed, tile, low, high);
+    const size_t first = tile * kCentroidTile;
+    const size_t some = std::min(kCentroidTile, centroid_count - first);
+    for (size_t p = 0; p < kPoints; ++p) {
+      HWY_ALIGN float sums[kCentroidTile];
+      hn::Store(low[p], floats, sums);
+      hn::Store(high[p], floats, sums + kLanes);
+      std::copy_n(sums, some, scores + p * centroid_count + first);
+    }
+  }
+}
+
+void ScoreAll(const float* points, size_t count, const float* centroids, const float* biases,
+              size_t centroid_count, size_t dimensions, float* scores) {
+  const Packed packed(centroids, biases, centroid_count, dimensions);
+  size_t p = 0;
+  for (; p + kPointTile <= count; p += kPointTile) {
+    ScorePoints<kPointTile>(points + p * dimensions, packed, centroid_count,
+                            scores + p * centroid_count);
   }
   for (; p < count; ++p) {
-    LabelPoints<1>(points + p * dimensions, packed.data(), packed_biases.data(), tiles, dimensions,
-                   labels + p);
+    ScorePoints<1>(points + p * dimensions, packed, centroid_count, scores + p * centroid_count);
   }
 }
 
@@ -124,6 +173,7 @@ namespace terrace {
 namespace {
 
 HWY_EXPORT(FindNearest);
+HWY_EXPORT(ScoreAll);
 
 }  // namespace
 
@@ -132,6 +182,12 @@ void FindNearestCentroids(const float* points, size_t count, const float* centro
                           uint32_t* labels) {
   HWY_DYNAMIC_DISPATCH(FindNearest)
   (points, count, centroids, biases, centroid_count, dimensions, labels);
+}
+
+void ScoreCentroids(const float* points, size_t count, const float* centroids, const float* biases,
+                    size_t centroid_count, size_t dimensions, float* scores) {
+  HWY_DYNAMIC_DISPATCH(ScoreAll)
+  (points, count, centroids, biases, centroid_count, dimensions, scores);
 }
 
 }  // namespace terrace

@@ -16,6 +16,9 @@ namespace terrace {
 void FindNearestCentroids(const float* points, size_t count, const float* centroids,
                           const float* biases, size_t centroid_count, size_t dimensions,
                           uint32_t* labels);
+// Writes all of those sums: `scores` is [count, centroid_count].
+void ScoreCentroids(const float* points, size_t count, const float* centroids, const float* biases,
+                    size_t centroid_count, size_t dimensions, float* scores);
 
 }  // namespace terrace
 

@@ -5,6 +5,8 @@
 #include <numeric>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "index/balanced_assignment.h"
 #include "index/nearest_centroid.h"
 
 namespace terrace {
@@ -20,7 +22,6 @@ class KMeans {
         clusters_(clusters),
         centroids_(clusters * dimensions),
         biases_(clusters),
-        sizes_(clusters),
         labels_(count_) {
     for (size_t c = 0; c < clusters_; ++c) {
       std::copy_n(points_.data() + (2 * c + 1) * count_ / (2 * clusters_) * dimensions_,
@@ -33,19 +34,23 @@ class KMeans {
     FindNearestCentroids(points_.data(), count_, centroids_.data(), biases_.data(), clusters_,
                          dimensions_, labels_.data());
   }
+  void AssignEqually() {
+    AssignBalanced(points_.data(), count_, centroids_.data(), biases_.data(), clusters_,
+                   dimensions_, labels_.data());
+  }
   // Centroids become the means of their points; one without points stays.
   void Move() {
     std::vector<float> sums(clusters_ * dimensions_);
-    std::fill(sizes_.begin(), sizes_.end(), 0u);
+    std::vector<uint32_t> sizes(clusters_);
     for (size_t i = 0; i < count_; ++i) {
       float* const sum = sums.data() + labels_[i] * dimensions_;
       const float* const point = points_.data() + i * dimensions_;
       for (size_t d = 0; d < dimensions_; ++d) sum[d] += point[d];
-      ++sizes_[labels_[i]];
+      ++sizes[labels_[i]];
     }
     for (size_t c = 0; c < clusters_; ++c) {
-      if (sizes_[c] == 0) continue;
-      const float share = 1 / static_cast<float>(sizes_[c]);
+      if (sizes[c] == 0) continue;
+      const float share = 1 / static_cast<float>(sizes[c]);
       for (size_t d = 0; d < dimensions_; ++d) {
         centroids_[c * dimensions_ + d] = sums[c * dimensions_ + d] * share;
       }
@@ -54,7 +59,6 @@ class KMeans {
   }
 
   const std::vector<uint32_t>& labels() const { return labels_; }
-  const std::vector<uint32_t>& sizes() const { return sizes_; }
   const float* point(size_t i) const { return points_.data() + i * dimensions_; }
   const float* centroid(size_t c) const { return centroids_.data() + c * dimensions_; }
 
@@ -72,7 +76,6 @@ class KMeans {
   const size_t clusters_;
   std::vector<float> centroids_;  // [clusters, dimensions]
   std::vector<float> biases_;     // [clusters], which make the largest sum that of the nearest
-  std::vector<uint32_t> sizes_;   // [clusters], as of the last Move
   std::vector<uint32_t> labels_;  // [count]
 };
 
@@ -95,32 +98,24 @@ std::vector<float> CenteredPoints(const KeyPanels& keys, size_t first, size_t co
   return points;
 }
 
-// Keys by cluster, without the empty clusters.
-void Arrange(const KMeans& means, size_t dimensions, SegmentClusters& out) {
-  const std::vector<uint32_t>& sizes = means.sizes();
-  std::vector<size_t> next(sizes.size());
-  std::vector<size_t> number(sizes.size());
-  out.begins.assign(1, 0);
-  size_t begin = 0;
-  for (size_t c = 0; c < sizes.size(); ++c) {
-    next[c] = begin;
-    number[c] = out.begins.size() - 1;
-    begin += sizes[c];
-    if (sizes[c] > 0) out.begins.push_back(static_cast<uint16_t>(begin));
-  }
-  out.order.resize(means.labels().size());
-  out.spreads.assign(out.clusters(), 0.0f);
+// Keys by cluster.
+void Arrange(const KMeans& means, size_t dimensions, size_t clusters, SegmentClusters& out) {
+  const size_t keys = means.labels().size();
+  const size_t cluster_keys = keys / clusters;
+  std::vector<size_t> taken(clusters);
+  out.order.resize(keys);
+  out.spreads.assign(clusters, 0.0f);
   std::vector<double> shape(dimensions);
-  for (size_t i = 0; i < means.labels().size(); ++i) {
+  for (size_t i = 0; i < keys; ++i) {
     const uint32_t label = means.labels()[i];
-    out.order[next[label]++] = static_cast<uint16_t>(i);
+    out.order[label * cluster_keys + taken[label]++] = static_cast<uint16_t>(i);
     float distance = 0;
     for (size_t d = 0; d < dimensions; ++d) {
       const float off = means.point(i)[d] - means.centroid(label)[d];
       distance += off * off;
       shape[d] += double{off} * double{off};
     }
-    out.spreads[number[label]] += distance / static_cast<float>(sizes[label]);
+    out.spreads[label] += distance / static_cast<float>(cluster_keys);
   }
   // Squares of huge keys overflow; such clusters have no known spread.
   for (float& spread : out.spreads) spread = std::isfinite(spread) ? spread : 0;
@@ -133,17 +128,27 @@ void Arrange(const KMeans& means, size_t dimensions, SegmentClusters& out) {
 
 }  // namespace
 
+absl::Status ClusteringOptions::Validate() const {
+  if (cluster_keys == 0 || cluster_keys > kMaxClusterKeys) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cluster_keys is ", cluster_keys, ", expected 1 to ", kMaxClusterKeys));
+  }
+  if (iterations == 0) return absl::InvalidArgumentError("iterations is 0, expected 1 or more");
+  return absl::OkStatus();
+}
+
 SegmentClusters ClusterSegment(const KeyPanels& keys, size_t first, size_t count,
                                const QuerySpace& space, const ClusteringOptions& options) {
-  const size_t clusters =
-      std::max<size_t>(1, (count + options.keys_per_cluster / 2) / options.keys_per_cluster);
+  const size_t clusters = count / options.cluster_keys;
   KMeans means(CenteredPoints(keys, first, count, space), space.dimensions(), clusters);
   for (size_t i = 0; i < options.iterations; ++i) {
     means.Assign();
     means.Move();
   }
+  means.AssignEqually();
+  means.Move();
   SegmentClusters out;
-  Arrange(means, space.dimensions(), out);
+  Arrange(means, space.dimensions(), clusters, out);
   return out;
 }
 

@@ -127,11 +127,11 @@ std::vector<Attention> Merged(const ClusterTable& table, const std::vector<float
 }
 
 TEST(ClusterTableTest, NothingIsLeftToEstimateWhenEverythingIsRead) {
-  const std::vector<float> keys = Normals(1000 * kHeadDim, 1);
-  const std::vector<float> values = Normals(1000 * kHeadDim, 2);
+  const std::vector<float> keys = Normals(1008 * kHeadDim, 1);
+  const std::vector<float> values = Normals(1008 * kHeadDim, 2);
   const std::vector<float> queries = Normals(4 * kHeadDim, 3, 0.5f);
   const ClusterTable table = Table(keys, values);
-  const std::vector<Attention> merged = Merged(table, keys, values, queries, 1000);
+  const std::vector<Attention> merged = Merged(table, keys, values, queries, 1008);
   for (size_t row = 0; row < 4; ++row) {
     const Attention full =
         Attend(queries.data() + row * kHeadDim, keys, values, [](size_t) { return true; });
@@ -181,13 +181,13 @@ TEST(ClusterTableTest, SpreadsMakeUpForMeansThatAreBelowTheExponentials) {
 }
 
 TEST(ClusterTableTest, RankTakesTheBestFirstWithinItsBudget) {
-  const std::vector<float> keys = GroupedRows(9000, 16, 0.1f, 10);
-  const ClusterTable table = Table(keys, Normals(9000 * kHeadDim, 11));
+  const std::vector<float> keys = GroupedRows(9008, 16, 0.1f, 10);
+  const ClusterTable table = Table(keys, Normals(9008 * kHeadDim, 11));
   const std::vector<float> queries = Normals(3 * kHeadDim, 12, 0.5f);
   ClusterScores scores;
   table.Score(queries, scores);
   std::vector<uint32_t> all;
-  table.Rank(scores, {.keys = 9000}, all);
+  table.Rank(scores, {.keys = 9008}, all);
   ASSERT_EQ(all.size(), table.clusters());
   EXPECT_EQ(std::set<uint32_t>(all.begin(), all.end()).size(), all.size());
   for (size_t i = 0; i + 1 < all.size(); ++i) {
@@ -213,7 +213,7 @@ TEST(ClusterTableTest, RankTakesTheBestFirstWithinItsBudget) {
   EXPECT_EQ(some.size(), 1u);
 
   std::vector<uint32_t> heavy;
-  table.Rank(scores, {.keys = 9000, .min_share = 0.01f}, heavy);
+  table.Rank(scores, {.keys = 9008, .min_share = 0.01f}, heavy);
   EXPECT_FALSE(heavy.empty());
   for (size_t c = 0; c < table.clusters(); ++c) {
     bool wanted = false;
@@ -248,13 +248,13 @@ TEST(ClusterTableTest, SummariesAreASmallShareOfKeysAndValues) {
 }
 
 TEST(ClusterTableTest, LoadGivesWhatWasSaved) {
-  const std::vector<float> keys = Normals(9000 * kHeadDim, 16);
+  const std::vector<float> keys = Normals(9008 * kHeadDim, 16);
   const std::vector<float> samples = Normals(50 * kHeadDim, 17);
   const ClusterTableOptions options{.head_dim = kHeadDim};
   auto table = ClusterTable::Create(options, QuerySpace(samples, Panels(keys)));
   ComputePool pool(1);
   const KeyPanels panels = Panels(keys);
-  ASSERT_TRUE(table->Add(panels, &panels, 9000, pool).ok());
+  ASSERT_TRUE(table->Add(panels, &panels, 9008, pool).ok());
   const std::vector<std::byte> bytes = Saved(*table);
   auto loaded = ClusterTable::Load(options, bytes);
   ASSERT_TRUE(loaded.ok()) << loaded.status();
@@ -266,10 +266,10 @@ TEST(ClusterTableTest, LoadGivesWhatWasSaved) {
   loaded->Score(queries, after);
   EXPECT_EQ(before.weights, after.weights);
   // It goes on growing.
-  const std::vector<float> more = Normals(9500 * kHeadDim, 19);
+  const std::vector<float> more = Normals(9504 * kHeadDim, 19);
   const KeyPanels more_panels = Panels(more);
-  ASSERT_TRUE(loaded->Add(more_panels, &more_panels, 9500, pool).ok());
-  EXPECT_EQ(loaded->keys(), 9500u);
+  ASSERT_TRUE(loaded->Add(more_panels, &more_panels, 9504, pool).ok());
+  EXPECT_EQ(loaded->keys(), 9504u);
 
   EXPECT_EQ(ClusterTable::Load({.head_dim = 64}, bytes).status().code(),
             absl::StatusCode::kInvalidArgument);
@@ -278,7 +278,7 @@ TEST(ClusterTableTest, LoadGivesWhatWasSaved) {
 }
 
 TEST(ClusterTableTest, DamagedBytesAreDataLoss) {
-  const std::vector<float> keys = Normals(40 * kHeadDim, 20);
+  const std::vector<float> keys = Normals(48 * kHeadDim, 20);
   const std::vector<std::byte> bytes = Saved(Table(keys, keys));
   const ClusterTableOptions options{.head_dim = kHeadDim};
   for (size_t i = 0; i < bytes.size(); ++i) {
@@ -296,16 +296,22 @@ TEST(ClusterTableTest, BadInputIsNamedAndAddsNothing) {
   EXPECT_THAT(ClusterTable::Create({.head_dim = 12}, QuerySpace(12)).status().message(),
               HasSubstr("head_dim is 12"));
   EXPECT_FALSE(ClusterTable::Create({.head_dim = 16}, QuerySpace(32)).ok());
+  EXPECT_THAT(
+      ClusterTable::Create({.head_dim = 16, .clustering = {.cluster_keys = 4097}}, QuerySpace(16))
+          .status()
+          .message(),
+      HasSubstr("cluster_keys is 4097"));
   std::vector<float> keys = Normals(9000 * kHeadDim, 21);
   const KeyPanels panels = Panels(keys);
   auto table = *ClusterTable::Create({.head_dim = kHeadDim}, QuerySpace(kHeadDim));
   ComputePool pool(2);
-  EXPECT_FALSE(table.Add(panels, nullptr, 9000, pool).ok());
-  EXPECT_FALSE(table.Add(panels, &panels, 9001, pool).ok());
+  EXPECT_FALSE(table.Add(panels, nullptr, 8992, pool).ok());
+  EXPECT_FALSE(table.Add(panels, &panels, 9008, pool).ok());
+  EXPECT_THAT(table.Add(panels, &panels, 9000, pool).message(), HasSubstr("multiple of the 16"));
   keys[8500 * kHeadDim + 3] = std::numeric_limits<float>::quiet_NaN();
-  EXPECT_THAT(table.Add(panels, &panels, 9000, pool).message(), HasSubstr("key 8500"));
+  EXPECT_THAT(table.Add(panels, &panels, 8992, pool).message(), HasSubstr("key 8500"));
   keys[70 * kHeadDim] = kInfinity;
-  EXPECT_THAT(table.Add(panels, &panels, 9000, pool).message(), HasSubstr("key 70 "));
+  EXPECT_THAT(table.Add(panels, &panels, 8992, pool).message(), HasSubstr("key 70 "));
   EXPECT_EQ(table.keys(), 0u);
   EXPECT_EQ(table.clusters(), 0u);
   // An empty table estimates nothing.
@@ -316,6 +322,68 @@ TEST(ClusterTableTest, BadInputIsNamedAndAddsNothing) {
   table.Estimate(scores, {}, absl::MakeSpan(out), absl::MakeSpan(lse));
   EXPECT_EQ(lse[0], -kInfinity);
   EXPECT_EQ(out, std::vector<float>(kHeadDim, 0.0f));
+}
+
+TEST(ClusterTableTest, ClustersAreBlocksOfTheirSegments) {
+  // 15 keys a cluster: a segment has 8,190.
+  const std::vector<float> keys = Normals(9000 * kHeadDim, 50);
+  const KeyPanels panels = Panels(keys);
+  auto table = *ClusterTable::Create({.head_dim = kHeadDim, .clustering = {.cluster_keys = 15}},
+                                     QuerySpace(kHeadDim));
+  ComputePool pool(1);
+  ASSERT_TRUE(table.Add(panels, &panels, 9000, pool).ok());
+  ASSERT_EQ(table.clusters(), 600u);
+  EXPECT_EQ(table.segments(), 2u);
+  std::set<size_t> seen;
+  for (size_t c = 0; c < 600; ++c) {
+    const ClusterTable::Members members = table.members(c);
+    EXPECT_EQ(members.first_key, c < 546 ? 0u : 8190u);
+    EXPECT_EQ(members.offsets.size(), 15u);
+    for (const uint16_t offset : members.offsets) seen.insert(members.first_key + offset);
+  }
+  EXPECT_EQ(seen.size(), 9000u);
+}
+
+TEST(ClusterTableTest, TruncateForgetsSegmentsThatReachBeyond) {
+  const std::vector<float> keys = Normals(8192 * 2 * kHeadDim, 51);
+  const std::vector<float> queries = Normals(2 * kHeadDim, 52);
+  const KeyPanels panels = Panels(keys);
+  ComputePool pool(1);
+  auto table = *ClusterTable::Create({.head_dim = kHeadDim}, QuerySpace(kHeadDim));
+  std::vector<std::vector<std::byte>> states;
+  for (const size_t end : {0u, 1600u, 3200u, 11392u, 16384u}) {
+    ASSERT_TRUE(table.Add(panels, &panels, end, pool).ok());
+    std::vector<std::byte> bytes;
+    table.Save(bytes);
+    states.push_back(bytes);
+  }
+  const auto expect = [&](size_t keys_left, size_t state) {
+    EXPECT_EQ(table.keys(), keys_left);
+    EXPECT_EQ(table.clusters(), keys_left / 16);
+    std::vector<std::byte> bytes;
+    table.Save(bytes);
+    EXPECT_EQ(bytes, states[state]);
+  };
+  table.Truncate(20000);
+  expect(16384, 4);
+  table.Truncate(16383);
+  expect(11392, 3);
+  table.Truncate(11392);
+  expect(11392, 3);
+  table.Truncate(3300);
+  expect(3200, 2);
+  // It grows as if nothing had been there.
+  ASSERT_TRUE(table.Add(panels, &panels, 11392, pool).ok());
+  expect(11392, 3);
+  table.Truncate(1601);
+  expect(1600, 1);
+  ClusterScores scores;
+  std::vector<uint32_t> chosen;
+  table.Score(queries, scores);
+  table.Rank(scores, {.keys = 16384}, chosen);
+  EXPECT_EQ(chosen.size(), 100u);
+  table.Truncate(0);
+  expect(0, 0);
 }
 
 std::unique_ptr<KeyIndex> Built(const KeyPanels& keys, const std::vector<float>& samples = {}) {
@@ -405,7 +473,7 @@ TEST(ClusterIndexTest, AppendSealsSegmentsAndKeepsATail) {
 }
 
 TEST(ClusterIndexTest, BadInputIsNamed) {
-  EXPECT_FALSE(MakeClusterIndex({.clustering = {.keys_per_cluster = 0}}).ok());
+  EXPECT_FALSE(MakeClusterIndex({.clustering = {.cluster_keys = 0}}).ok());
   EXPECT_FALSE(MakeClusterIndex({.seal_keys = 0}).ok());
   EXPECT_FALSE(MakeClusterIndex({.seal_keys = kSegmentKeys + 1}).ok());
   std::vector<float> keys = Normals(100 * kHeadDim, 30);

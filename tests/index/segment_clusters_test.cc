@@ -10,7 +10,9 @@
 #include <random>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "hwy/targets.h"
+#include "index/balanced_assignment.h"
 #include "index/nearest_centroid.h"
 #include "index/query_space.h"
 
@@ -32,26 +34,24 @@ KeyPanels Panels(const std::vector<float>& keys, size_t head_dim = kHeadDim) {
 }
 
 SegmentClusters Cluster(const std::vector<float>& keys, const QuerySpace& space,
-                        size_t keys_per_cluster = 16) {
+                        size_t cluster_keys = 16) {
   return ClusterSegment(Panels(keys), 0, keys.size() / kHeadDim, space,
-                        {.keys_per_cluster = keys_per_cluster});
+                        {.cluster_keys = cluster_keys});
 }
 
-void ExpectPartition(const SegmentClusters& clusters, size_t count) {
+void ExpectPartition(const SegmentClusters& clusters, size_t count, size_t cluster_keys) {
   std::vector<uint16_t> sorted = clusters.order;
   std::sort(sorted.begin(), sorted.end());
   std::vector<uint16_t> all(count);
   std::iota(all.begin(), all.end(), uint16_t{0});
   EXPECT_EQ(sorted, all);
-  ASSERT_GE(clusters.begins.size(), 2u);
-  EXPECT_EQ(clusters.begins.front(), 0);
-  EXPECT_EQ(clusters.begins.back(), count);
+  ASSERT_EQ(clusters.clusters(), count / cluster_keys);
+  ASSERT_EQ(clusters.cluster_keys(), cluster_keys);
   for (size_t c = 0; c < clusters.clusters(); ++c) {
-    ASSERT_LT(clusters.begins[c], clusters.begins[c + 1]) << "cluster " << c << " is empty";
-    EXPECT_TRUE(std::is_sorted(clusters.order.begin() + clusters.begins[c],
-                               clusters.order.begin() + clusters.begins[c + 1]));
+    const absl::Span<const uint16_t> members = clusters.members(c);
+    ASSERT_EQ(members.size(), cluster_keys);
+    EXPECT_TRUE(std::is_sorted(members.begin(), members.end()));
   }
-  EXPECT_EQ(clusters.spreads.size(), clusters.clusters());
 }
 
 double SquaredDistance(const float* a, const float* b, size_t n) {
@@ -60,37 +60,46 @@ double SquaredDistance(const float* a, const float* b, size_t n) {
   return sum;
 }
 
-TEST(SegmentClustersTest, EveryKeyHasOnePlaceHoweverFewKeys) {
-  for (const size_t count : {1u, 2u, 7u, 15u, 17u, 100u, 1000u, 8192u}) {
-    SCOPED_TRACE(count);
-    const SegmentClusters clusters =
-        Cluster(Normals(count * kHeadDim, count), QuerySpace(kHeadDim));
-    ExpectPartition(clusters, count);
-    EXPECT_LE(clusters.clusters(), (count + 8) / 16 + 1);
+TEST(SegmentClustersTest, EveryClusterHasEquallyManyKeys) {
+  struct Case {
+    size_t count, cluster_keys;
+  };
+  for (const Case& at : {Case{1, 1},
+                         {16, 16},
+                         {7, 7},
+                         {14, 7},
+                         {100, 10},
+                         {1008, 16},
+                         {600, 1},
+                         {8192, 16},
+                         {8192, 4096},
+                         {8190, 15}}) {
+    SCOPED_TRACE(absl::StrCat(at.count, " keys in clusters of ", at.cluster_keys));
+    const std::vector<float> keys = Normals(at.count * kHeadDim, at.count);
+    const SegmentClusters clusters = Cluster(keys, QuerySpace(kHeadDim), at.cluster_keys);
+    ExpectPartition(clusters, at.count, at.cluster_keys);
+    const SegmentClusters again = Cluster(keys, QuerySpace(kHeadDim), at.cluster_keys);
+    EXPECT_EQ(clusters.order, again.order);
+    EXPECT_EQ(clusters.spreads, again.spreads);
   }
 }
 
 TEST(SegmentClustersTest, SpreadsAndShapeAreThoseOfTheKeys) {
-  const size_t count = 600;
+  const size_t count = 608;
   const std::vector<float> keys = Normals(count * kHeadDim, 5);
   const SegmentClusters clusters = Cluster(keys, QuerySpace(kHeadDim));
   std::vector<double> shape(kHeadDim);
   double total = 0;
   for (size_t c = 0; c < clusters.clusters(); ++c) {
-    const size_t begin = clusters.begins[c];
-    const size_t end = clusters.begins[c + 1];
     std::vector<double> mean(kHeadDim);
-    for (size_t i = begin; i < end; ++i) {
-      for (size_t d = 0; d < kHeadDim; ++d) {
-        mean[d] +=
-            double{keys[clusters.order[i] * kHeadDim + d]} / static_cast<double>(end - begin);
-      }
+    for (const uint16_t i : clusters.members(c)) {
+      for (size_t d = 0; d < kHeadDim; ++d) mean[d] += double{keys[i * kHeadDim + d]} / 16;
     }
     double spread = 0;
-    for (size_t i = begin; i < end; ++i) {
+    for (const uint16_t i : clusters.members(c)) {
       for (size_t d = 0; d < kHeadDim; ++d) {
-        const double off = double{keys[clusters.order[i] * kHeadDim + d]} - mean[d];
-        spread += off * off / static_cast<double>(end - begin);
+        const double off = double{keys[i * kHeadDim + d]} - mean[d];
+        spread += off * off / 16;
         shape[d] += off * off;
         total += off * off;
       }
@@ -117,21 +126,20 @@ TEST(SegmentClustersTest, NeighboursThatAreAlikeShareAClusterEvenFarFromZero) {
   for (const float spread : clusters.spreads) EXPECT_LT(spread, 0.01);
 }
 
-TEST(SegmentClustersTest, EqualKeysAreOneCluster) {
+TEST(SegmentClustersTest, EqualKeysFillClustersThatAreTight) {
   for (const float element : {0.0f, 3.0f}) {
     const SegmentClusters clusters =
-        Cluster(std::vector<float>(500 * kHeadDim, element), QuerySpace(kHeadDim));
-    ExpectPartition(clusters, 500);
-    EXPECT_EQ(clusters.clusters(), 1u);
-    EXPECT_EQ(clusters.spreads[0], 0);
+        Cluster(std::vector<float>(512 * kHeadDim, element), QuerySpace(kHeadDim));
+    ExpectPartition(clusters, 512, 16);
+    for (const float spread : clusters.spreads) EXPECT_EQ(spread, 0);
   }
 }
 
 TEST(SegmentClustersTest, HugeKeysAreClusteredSomehow) {
-  std::vector<float> keys = Normals(100 * kHeadDim, 8);
+  std::vector<float> keys = Normals(1024 * kHeadDim, 8);
   for (float& element : keys) element = element > 0 ? 3e38f : -3e38f;
   const SegmentClusters clusters = Cluster(keys, QuerySpace(kHeadDim));
-  ExpectPartition(clusters, 100);
+  ExpectPartition(clusters, 1024, 16);
   for (const float spread : clusters.spreads) EXPECT_TRUE(std::isfinite(spread));
   for (const float share : clusters.shape) EXPECT_TRUE(std::isfinite(share));
 }
@@ -142,11 +150,43 @@ TEST(SegmentClustersTest, TakesAnyPartOfPanels) {
   for (size_t i = 0; i < 300; i += 64) {
     panels.Add(keys.data() + i * kHeadDim, std::min<size_t>(64, 300 - i));
   }
-  const SegmentClusters split = ClusterSegment(panels, 50, 200, QuerySpace(kHeadDim), {});
-  const SegmentClusters whole = ClusterSegment(Panels(keys), 50, 200, QuerySpace(kHeadDim), {});
-  ExpectPartition(split, 200);
+  const SegmentClusters split = ClusterSegment(panels, 50, 208, QuerySpace(kHeadDim), {});
+  const SegmentClusters whole = ClusterSegment(Panels(keys), 50, 208, QuerySpace(kHeadDim), {});
+  ExpectPartition(split, 208, 16);
   EXPECT_EQ(split.order, whole.order);
   EXPECT_EQ(split.spreads, whole.spreads);
+}
+
+TEST(BalancedAssignmentTest, NoPointAndCentroidWouldBothRatherHaveEachOther) {
+  constexpr size_t kCentroids = 12;  // all are on every list
+  constexpr size_t kCapacity = 9;
+  constexpr size_t kPoints = kCentroids * kCapacity;
+  const std::vector<float> points = Normals(kPoints * kHeadDim, 70);
+  const std::vector<float> centroids = Normals(kCentroids * kHeadDim, 71);
+  std::vector<float> biases(kCentroids);
+  for (size_t c = 0; c < kCentroids; ++c) {
+    const float* const row = centroids.data() + c * kHeadDim;
+    biases[c] = -0.5f * std::inner_product(row, row + kHeadDim, row, 0.0f);
+  }
+  std::vector<uint32_t> labels(kPoints);
+  AssignBalanced(points.data(), kPoints, centroids.data(), biases.data(), kCentroids, kHeadDim,
+                 labels.data());
+  const auto distance = [&](size_t point, size_t centroid) {
+    return SquaredDistance(points.data() + point * kHeadDim, centroids.data() + centroid * kHeadDim,
+                           kHeadDim);
+  };
+  std::vector<double> farthest(kCentroids);
+  for (size_t i = 0; i < kPoints; ++i) {
+    farthest[labels[i]] = std::max(farthest[labels[i]], distance(i, labels[i]));
+  }
+  for (size_t c = 0; c < kCentroids; ++c) {
+    EXPECT_EQ(std::count(labels.begin(), labels.end(), c), kCapacity);
+    for (size_t i = 0; i < kPoints; ++i) {
+      if (distance(i, c) < distance(i, labels[i]) - 1e-4) {
+        EXPECT_GE(distance(i, c), farthest[c] - 1e-4) << "point " << i << ", centroid " << c;
+      }
+    }
+  }
 }
 
 // Queries in three directions, of different sizes.
@@ -205,12 +245,12 @@ TEST(QuerySpaceTest, ClustersAreTightForQueriesAndNotForKeys) {
       for (size_t c = 0; c < clusters.clusters(); ++c) {
         double mean = 0;
         double squares = 0;
-        const double size = clusters.begins[c + 1] - clusters.begins[c];
-        for (size_t i = clusters.begins[c]; i < clusters.begins[c + 1]; ++i) {
+        const double size = 16;
+        for (const uint16_t i : clusters.members(c)) {
           const double logit = std::inner_product(
               decode_queries.begin() + static_cast<ptrdiff_t>(q * kHeadDim),
               decode_queries.begin() + static_cast<ptrdiff_t>((q + 1) * kHeadDim),
-              keys.begin() + clusters.order[i] * kHeadDim, 0.0);
+              keys.begin() + i * kHeadDim, 0.0);
           mean += logit / size;
           squares += logit * logit;
         }
@@ -250,6 +290,9 @@ TEST(NearestCentroidTest, FindsTheLargestSumOnEveryInstructionSet) {
         std::vector<uint32_t> labels(17);
         FindNearestCentroids(points.data(), 17, rows.data(), biases.data(), centroids, dimensions,
                              labels.data());
+        std::vector<float> scores(17 * centroids);
+        ScoreCentroids(points.data(), 17, rows.data(), biases.data(), centroids, dimensions,
+                       scores.data());
         for (size_t p = 0; p < 17; ++p) {
           const auto sum = [&](size_t c) {
             return std::inner_product(points.begin() + static_cast<ptrdiff_t>(p * dimensions),
@@ -261,7 +304,10 @@ TEST(NearestCentroidTest, FindsTheLargestSumOnEveryInstructionSet) {
           if (centroids > 1) {
             EXPECT_NE(labels[p], centroids - 1);
           }
-          for (size_t c = 0; c < centroids; ++c) EXPECT_GE(sum(labels[p]) + 1e-4, sum(c));
+          for (size_t c = 0; c < centroids; ++c) {
+            EXPECT_GE(sum(labels[p]) + 1e-4, sum(c));
+            EXPECT_NEAR(scores[p * centroids + c], sum(c), 1e-4);
+          }
         }
       }
     }
