@@ -36,10 +36,9 @@ std::string Name(const std::optional<RecallCost>& cost) {
 }
 
 // Whether queries are out of distribution, which only IVF tells.
-std::string OutOfDistribution(const HeadComparison& head, bool has_ivf) {
-  if (!has_ivf) return kNever;
-  // What never reached the recall scanned more than what did.
-  return !head.ivf.has_value() || head.ivf->scanned_share >= kOutOfDistributionShare ? "yes" : "no";
+std::string OutOfDistribution(const HeadComparison& head) {
+  if (!head.ivf.has_value()) return kNever;
+  return head.ivf->scanned_share >= kOutOfDistributionShare ? "yes" : "no";
 }
 
 }  // namespace
@@ -51,8 +50,7 @@ nlohmann::ordered_json ComparisonJson(const HeadComparison& comparison) {
 }
 
 std::string ComparisonTable(const SweepResult& result) {
-  const bool has_ivf = Has(result, "ivf");
-  if (!has_ivf && !(Has(result, "graph") && Has(result, "hnsw"))) return "";
+  if (!Has(result, "ivf") && !(Has(result, "graph") && Has(result, "hnsw"))) return "";
   Table table({{"head", Align::kLeft},
                {"IVF scans"},
                {"variant", Align::kLeft},
@@ -67,7 +65,7 @@ std::string ComparisonTable(const SweepResult& result) {
   for (size_t i = 0; i < heads.size(); ++i) {
     const HeadComparison& head = heads[i];
     table.AddRow({result.heads[i], head.ivf ? FormatPercent(head.ivf->scanned_share) : kNever,
-                  Name(head.ivf), OutOfDistribution(head, has_ivf),
+                  Name(head.ivf), OutOfDistribution(head),
                   head.graph ? absl::StrFormat("%.3f", head.graph->recall) : kNever,
                   head.graph ? FormatPercent(head.graph->scanned_share) : kNever,
                   Distances(head.graph), Distances(head.hnsw), Name(head.hnsw),

@@ -12,7 +12,7 @@ namespace terrace {
 // ivf, graph and hnsw, each {index, recall, scanned_share, distances} or null.
 nlohmann::ordered_json ComparisonJson(const HeadComparison& comparison);
 // A line for each head of whether its queries are out of distribution, and what graph and HNSW need
-// for the same recall; empty if `result` has no two of these indexes to compare.
+// for the same recall; empty if `result` has neither IVF nor both of the others.
 std::string ComparisonTable(const SweepResult& result);
 
 }  // namespace terrace
