@@ -136,7 +136,10 @@ void AddSyntheticFlags(CLI::App& command, IndexEvalArguments& arguments, CLI::Op
 void AddSearchFlags(CLI::App& command, IndexEvalArguments& arguments) {
   command
       .add_option("--index", arguments.indexes,
-                  absl::StrCat("Indexes to compare, separated by commas: ", IndexKindNames()))
+                  absl::StrCat("Indexes to compare, separated by commas: ", IndexKindNames(),
+                               "; each with options if need be, such as ivf:lists=4096 or "
+                               "hnsw:m=32:ef_construction=400, as below, and as often as there are "
+                               "variants to compare"))
       ->type_name("LIST");
   AddCount(command, "--k", arguments.sweep.k, "Keys to find for a query", 1);
   command
@@ -145,6 +148,11 @@ void AddSearchFlags(CLI::App& command, IndexEvalArguments& arguments) {
                   "separated by commas; by default what each index has worth trying")
       ->delimiter(',')
       ->check(CLI::Validator(CheckUnsigned, ""));
+  command
+      .add_option("--enough-recall", arguments.sweep.enough_recall,
+                  "No more efforts of an index once every head has this recall")
+      ->check(CLI::Validator(CheckNotNan, ""))
+      ->check(CLI::Range(0.0, 1.0));
   AddCount(command, "--samples", arguments.samples,
            "Queries of prefill that an index may learn from, over the heads of a group", 0);
   AddCount(command, "--steps", arguments.steps,
@@ -159,6 +167,7 @@ void AddIndexEvalCommand(CLI::App& app, std::function<ExitCode()>& run) {
   CLI::App* command = app.add_subcommand(
       "index-eval", "Compares key indexes: recall, attention mass, error, latency, memory");
   command->option_defaults()->always_capture_default();
+  command->footer(absl::StrCat("Options of indexes, each a whole number:\n", IndexOptionNames()));
   auto arguments = std::make_shared<IndexEvalArguments>();
   CLI::Option* const dump =
       command

@@ -20,8 +20,8 @@ constexpr double kPanelHeight = 300;
 constexpr double kTop = 70;
 constexpr double kLeft[] = {80, 570};
 constexpr double kLegendTop = kTop + kPanelHeight + 70;
-constexpr double kLegendColumn = 150;
-constexpr size_t kLegendColumns = 6;
+constexpr double kLegendColumn = 310;  // for a name with options
+constexpr size_t kLegendColumns = 3;
 constexpr double kWidth = 1000;
 constexpr int kRecallTicks = 5;
 
@@ -29,6 +29,8 @@ constexpr int kRecallTicks = 5;
 // white and on black.
 constexpr const char* kColours[] = {"#0072b2", "#d55e00", "#009e73",
                                     "#cc79a7", "#e69f00", "#56b4e9"};
+// For as many lines more of the same colours.
+constexpr const char* kDashes[] = {"none", "8 4", "2 3"};
 
 struct Point {
   double x = 0;
@@ -38,6 +40,7 @@ struct Point {
 struct Series {
   std::string name;
   const char* colour;
+  const char* dashes;
   std::vector<Point> points;
 };
 
@@ -49,7 +52,10 @@ std::string Escape(const std::string& text) {
 std::vector<Series> MakeSeries(const SweepResult& result, double (*x)(const EffortResult&)) {
   std::vector<Series> all;
   for (size_t i = 0; i < result.indexes.size(); ++i) {
-    Series series = {result.indexes[i].name, kColours[i % std::size(kColours)], {}};
+    Series series = {result.indexes[i].name,
+                     kColours[i % std::size(kColours)],
+                     kDashes[i / std::size(kColours) % std::size(kDashes)],
+                     {}};
     for (const EffortResult& effort : result.indexes[i].efforts) {
       // A logarithm wants more than nothing.
       series.points.push_back({std::max(x(effort), 1e-9),
@@ -131,8 +137,8 @@ class Panel {
                                  point.effort, point.recall.median, point.recall.min,
                                  point.recall.max, label_(point.x))));
     }
-    return absl::StrCat("<polyline points=\"", points, "\" stroke=\"", series.colour, "\"/>\n",
-                        marks);
+    return absl::StrCat("<polyline points=\"", points, "\" stroke=\"", series.colour,
+                        "\" stroke-dasharray=\"", series.dashes, "\"/>\n", marks);
   }
 
   const double left_;
@@ -149,9 +155,11 @@ std::string Legend(const std::vector<Series>& all) {
     const double x = 40 + kLegendColumn * static_cast<double>(i % kLegendColumns);
     const double y = kLegendTop + 20 * static_cast<double>(i / kLegendColumns);
     absl::StrAppendFormat(&text,
-                          "<polyline points=\"%.0f,%.0f %.0f,%.0f\" stroke=\"%s\"/>\n"
+                          "<polyline points=\"%.0f,%.0f %.0f,%.0f\" stroke=\"%s\" "
+                          "stroke-dasharray=\"%s\"/>\n"
                           "<text x=\"%.0f\" y=\"%.0f\">%s</text>\n",
-                          x, y, x + 40, y, all[i].colour, x + 48, y + 4, Escape(all[i].name));
+                          x, y, x + 40, y, all[i].colour, all[i].dashes, x + 48, y + 4,
+                          Escape(all[i].name));
   }
   return text;
 }

@@ -7,6 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "nlohmann/json.hpp"
+#include "tools/cluster_attention_report.h"
+#include "tools/index_comparison_report.h"
 #include "tools/table.h"
 
 namespace terrace {
@@ -29,10 +31,6 @@ std::string Microseconds(double value_us) {
   return FormatMicroseconds(static_cast<uint64_t>(std::llround(value_us)));
 }
 
-nlohmann::ordered_json Json(const Distribution& distribution) {
-  return {{"min", distribution.min}, {"median", distribution.median}, {"max", distribution.max}};
-}
-
 nlohmann::ordered_json Json(const Latency& latency) {
   return {{"p50", latency.p50_us}, {"p99", latency.p99_us}};
 }
@@ -42,7 +40,7 @@ nlohmann::ordered_json EffortJson(const EffortResult& result, const SweepResult&
   json["effort"] = result.effort;
   json["search_us"] = Json(result.group_search);
   for (const Figure& figure : kFigures) {
-    json[figure.name] = Json(Distribution::Of(result, figure.value));
+    json[figure.name] = DistributionJson(Distribution::Of(result, figure.value));
   }
   json["heads"] = nlohmann::ordered_json::array();
   for (size_t i = 0; i < result.heads.size(); ++i) {
@@ -162,6 +160,10 @@ Distribution Distribution::Of(const EffortResult& result, double FoundFigures::*
   return Of(std::move(values));
 }
 
+nlohmann::ordered_json DistributionJson(const Distribution& distribution) {
+  return {{"min", distribution.min}, {"median", distribution.median}, {"max", distribution.max}};
+}
+
 nlohmann::ordered_json IndexEvalJson(const SweepResult& result) {
   nlohmann::ordered_json json;
   json["k"] = result.k;
@@ -171,11 +173,15 @@ nlohmann::ordered_json IndexEvalJson(const SweepResult& result) {
   json["steps"] = result.steps;
   json["samples"] = result.samples;
   json["best_share"] = kBestShare;
+  json["target_recall"] = kTargetRecall;
   json["heads"] = nlohmann::ordered_json::array();
+  const std::vector<HeadComparison> comparisons = CompareOnHeads(result);
   for (size_t i = 0; i < result.heads.size(); ++i) {
-    json["heads"].push_back({{"name", result.heads[i]},
-                             {"keys", result.head_keys[i]},
-                             {"best_mass", result.best_masses[i]}});
+    nlohmann::ordered_json head = {{"name", result.heads[i]},
+                                   {"keys", result.head_keys[i]},
+                                   {"best_mass", result.best_masses[i]}};
+    head["at_target_recall"] = ComparisonJson(comparisons[i]);
+    json["heads"].push_back(std::move(head));
   }
   json["scan_group_us"] = Json(result.scan_group);
   json["scan_rows_us"] = Json(result.scan_rows);
@@ -183,11 +189,15 @@ nlohmann::ordered_json IndexEvalJson(const SweepResult& result) {
   for (const IndexResult& index : result.indexes) {
     nlohmann::ordered_json one;
     one["name"] = index.name;
+    one["kind"] = index.kind;
     one["build_seconds"] = index.build_seconds;
     one["bytes_per_key"] = index.bytes_per_key;
     one["efforts"] = nlohmann::ordered_json::array();
     for (const EffortResult& effort : index.efforts) {
       one["efforts"].push_back(EffortJson(effort, result));
+    }
+    if (!index.attention.empty()) {
+      one["attention"] = ClusterAttentionJson(index.attention, result.heads);
     }
     json["indexes"].push_back(std::move(one));
   }
@@ -196,6 +206,7 @@ nlohmann::ordered_json IndexEvalJson(const SweepResult& result) {
 
 std::string IndexEvalText(const SweepResult& result, bool per_head) {
   return absl::StrCat(HeadsText(result), BuildTable(result), SearchTable(result),
+                      ComparisonTable(result), ClusterAttentionTable(result),
                       per_head ? HeadTable(result) : "");
 }
 

@@ -20,6 +20,7 @@ struct Distribution {
   static Distribution Of(const EffortResult& result, double FoundFigures::*figure);
 };
 
+nlohmann::ordered_json DistributionJson(const Distribution& distribution);
 nlohmann::ordered_json IndexEvalJson(const SweepResult& result);
 // Tables for people; with `per_head` also one line for each head, index and effort.
 std::string IndexEvalText(const SweepResult& result, bool per_head);

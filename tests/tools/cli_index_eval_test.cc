@@ -86,6 +86,10 @@ TEST_F(CliIndexEvalTest, BadUsageNamesTheFlag) {
       {{"--synthetic", "0"}, "--synthetic"},
       {{"--synthetic", "2", "--dump", "d"}, "--dump"},
       {{"--synthetic", "1", "--index", "tree"}, "--index: \"tree\" is not one of flat, ivf, hnsw"},
+      {{"--synthetic", "1", "--index", "ivf:m=2"}, "--index: ivf:m=2: \"m\" is no option of ivf"},
+      {{"--synthetic", "1", "--index", "hnsw:m=1"}, "m is \"1\", expected 2 to 256"},
+      {{"--synthetic", "1", "--enough-recall", "1.5"}, "--enough-recall"},
+      {{"--synthetic", "1", "--enough-recall", "nan"}, "--enough-recall"},
       {{"--synthetic", "1", "--k", "0"}, "--k"},
       {{"--synthetic", "1", "--k", "-1"}, "--k"},
       {{"--synthetic", "1", "--keys", "0"}, "--keys"},
@@ -108,6 +112,7 @@ TEST_F(CliIndexEvalTest, HelpNamesTheIndexes) {
   EXPECT_EQ(run.exit_code, 0);
   EXPECT_THAT(run.out, HasSubstr("flat, ivf, hnsw"));
   EXPECT_THAT(run.out, HasSubstr("--dump"));
+  EXPECT_THAT(run.out, HasSubstr("hnsw: m, ef_construction"));
 }
 
 TEST_F(CliIndexEvalTest, WritesTablesAndJson) {
@@ -144,6 +149,60 @@ TEST_F(CliIndexEvalTest, WritesTablesAndJson) {
     last_recall = effort["recall"]["median"];
   }
   EXPECT_GT(last_recall, ivf["efforts"][0]["recall"]["median"]);
+}
+
+TEST_F(CliIndexEvalTest, ComparesVariantsHeadByHead) {
+  const RunResult run = Synthetic({"--json", json_, "--enough-recall", "0.95", "--index",
+                                   "ivf:lists=8,ivf:lists=100,graph,hnsw:m=8:ef_construction=20"});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(run.out, HasSubstr("For a recall of 0.95, by the cheapest variants"));
+  const nlohmann::json json = Json();
+  EXPECT_EQ(json["target_recall"], 0.95);
+  ASSERT_EQ(json["indexes"].size(), 4u);
+  EXPECT_EQ(json["indexes"][1]["name"], "ivf:lists=100");
+  EXPECT_EQ(json["indexes"][1]["kind"], "ivf");
+  ASSERT_EQ(json["heads"].size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    const nlohmann::json& head = json["heads"][i]["at_target_recall"];
+    EXPECT_NEAR(head["ivf"]["recall"], 0.95, 1e-9);
+    EXPECT_GT(head["ivf"]["scanned_share"], 0);
+    EXPECT_GE(head["graph"]["recall"], 0.95);
+    EXPECT_EQ(head["hnsw"]["recall"], head["graph"]["recall"]);
+    EXPECT_GE(head["hnsw"]["distances"], 50) << "at least k";
+    EXPECT_EQ(head["hnsw"]["index"], "hnsw:m=8:ef_construction=20");
+    // The first effort with the recall, on this head or later on the other, was the last.
+    const nlohmann::json& efforts = json["indexes"][1]["efforts"];
+    for (size_t effort = 0; effort + 1 < efforts.size(); ++effort) {
+      EXPECT_LT(efforts[effort]["recall"]["min"], 0.95);
+    }
+    EXPECT_GE(efforts.back()["recall"]["min"], 0.95);
+  }
+}
+
+TEST_F(CliIndexEvalTest, MeasuresAttentionAtABudget) {
+  const RunResult run = Synthetic({"--json", json_, "--index", "flat,cluster"});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(run.out, HasSubstr("Attention at a budget"));
+  const nlohmann::json json = Json();
+  EXPECT_FALSE(json["indexes"][0].contains("attention"));
+  const nlohmann::json& attention = json["indexes"][1]["attention"];
+  EXPECT_EQ(attention["build_seconds"].size(), 2u);
+  EXPECT_EQ(attention["kv_share"].size(), 2u);
+  ASSERT_EQ(attention["budgets"].size(), 4u);
+  double last_mass = 0;
+  for (const nlohmann::json& budget : attention["budgets"]) {
+    ASSERT_EQ(budget["heads"].size(), 2u);
+    EXPECT_EQ(budget["heads"][1]["name"], "seed 2");
+    for (const char* const figure :
+         {"read_share", "mass", "mass_of_oracle", "error", "error_without_estimate"}) {
+      EXPECT_LE(budget[figure]["min"], budget[figure]["median"]) << figure;
+      EXPECT_GE(budget["heads"][0][figure], budget[figure]["min"]) << figure;
+    }
+    EXPECT_LT(budget["error"]["median"], budget["error_without_estimate"]["median"]);
+    EXPECT_GT(budget["mass"]["median"], last_mass) << "with more keys read";
+    last_mass = budget["mass"]["median"];
+  }
+  EXPECT_EQ(attention["budgets"][2]["share"], 0.03);
 }
 
 TEST_F(CliIndexEvalTest, TakesTheEffortsThatAreGiven) {

@@ -115,6 +115,7 @@ class Sweep {
   absl::Status RunKind(const IndexKind& kind) {
     IndexResult result;
     result.name = kind.name;
+    result.kind = kind.kind;
     std::vector<std::unique_ptr<KeyIndex>> indexes;
     for (const EvalHead& head : heads_) {
       progress_(absl::StrCat("building ", kind.name, ", ", head.name));
@@ -136,8 +137,27 @@ class Sweep {
       auto searched = Search(kind.name, indexes, effort);
       if (!searched.ok()) return searched.status();
       result.efforts.push_back(*std::move(searched));
+      const std::vector<FoundFigures>& found = result.efforts.back().heads;
+      if (std::all_of(found.begin(), found.end(), [&](const FoundFigures& figures) {
+            return figures.recall >= options_.enough_recall;
+          })) {
+        break;
+      }
     }
+    if (absl::Status status = MeasureAttention(kind, result); !status.ok()) return status;
     result_.indexes.push_back(std::move(result));
+    return absl::OkStatus();
+  }
+
+  absl::Status MeasureAttention(const IndexKind& kind, IndexResult& result) {
+    if (!kind.clustering.has_value()) return absl::OkStatus();
+    for (const EvalHead& head : heads_) {
+      progress_(absl::StrCat("attention with ", kind.name, ", ", head.name));
+      auto attention = MeasureClusterAttention(head, *kind.clustering, pool_);
+      if (!attention.ok()) return Explain(attention.status(), kind.name, head);
+      result.attention.push_back(*std::move(attention));
+      if (stop_) return Stopped();
+    }
     return absl::OkStatus();
   }
 

@@ -3,7 +3,9 @@
 
 #include <atomic>
 #include <cstddef>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,20 +14,27 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "index/key_index.h"
+#include "index/segment_clusters.h"
+#include "tools/index_eval/cluster_attention.h"
 #include "tools/index_eval/exact_reference.h"
 
 namespace terrace {
 
-// A kind of index by its name on the command line, with its default options.
+// A kind of index with some options.
 struct IndexKind {
-  std::string name;
-  absl::StatusOr<std::unique_ptr<KeyIndex>> (*make)();
+  std::string name;  // of this variant
+  std::string kind;  // "ivf", as on the command line
+  std::function<absl::StatusOr<std::unique_ptr<KeyIndex>>()> make;
+  // Where its attention at a budget is measured too: of "cluster".
+  std::optional<ClusteringOptions> clustering;
 };
 
 struct SweepOptions {
   size_t k = 100;
   size_t threads = 0;           // of Build; 0 for as many as processors
   std::vector<size_t> efforts;  // empty: those of KeyIndex::Efforts
+  // An index is tried with no more effort once it has this recall on every head.
+  double enough_recall = 1;
 };
 
 struct Latency {
@@ -42,9 +51,11 @@ struct EffortResult {
 
 struct IndexResult {
   std::string name;
+  std::string kind;
   std::vector<double> build_seconds;  // [heads]
   std::vector<double> bytes_per_key;  // [heads], beyond the keys
   std::vector<EffortResult> efforts;
+  std::vector<ClusterAttention> attention;  // [heads], or empty
 };
 
 struct SweepResult {

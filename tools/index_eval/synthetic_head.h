@@ -36,9 +36,12 @@ struct SyntheticHeadOptions {
   size_t topics = 512;
   size_t topic_run = 32;  // mean number of tokens
   size_t styles = 64;
-  size_t style_run = 256;      // mean number of tokens
-  double query_scale = 1.0;    // higher concentrates the attention mass on fewer keys
-  double outside_scale = 1.0;  // higher misleads what looks at keys alone more
+  size_t style_run = 256;  // mean number of tokens
+  // Both are 1 for heads like those of models. A higher query_scale concentrates the attention mass
+  // on fewer keys and changes no ranking; a higher outside_scale misleads what looks at keys alone
+  // more.
+  double query_scale = 1.0;
+  double outside_scale = 1.0;
 
   // kInvalidArgument naming the field and its limits.
   absl::Status Validate() const;

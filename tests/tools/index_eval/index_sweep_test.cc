@@ -61,9 +61,12 @@ class FirstKeysIndex : public KeyIndex {
   std::unique_ptr<KeyPanels> keys_;
 };
 
-const IndexKind kFirstKeys = {"first", []() -> absl::StatusOr<std::unique_ptr<KeyIndex>> {
+const IndexKind kFirstKeys = {.name = "first",
+                              .kind = "first",
+                              .make = []() -> absl::StatusOr<std::unique_ptr<KeyIndex>> {
                                 return std::make_unique<FirstKeysIndex>();
-                              }};
+                              },
+                              .clustering = {}};
 
 std::vector<EvalHead> SmallHeads(size_t count) {
   SyntheticHeadOptions options;
@@ -173,12 +176,17 @@ TEST(IndexSweepTest, Stops) {
             absl::StatusCode::kCancelled);
 }
 
-TEST(IndexKindsTest, NamesWhatItDoesNotKnow) {
-  EXPECT_EQ(ParseIndexKinds("hnsw,flat")->size(), 2u);
-  EXPECT_THAT(std::string(ParseIndexKinds("flat,tree").status().message()),
-              HasSubstr("--index: \"tree\" is not one of flat"));
-  EXPECT_THAT(std::string(ParseIndexKinds("flat,flat").status().message()), HasSubstr("twice"));
-  EXPECT_FALSE(ParseIndexKinds("").ok());
+TEST(IndexSweepTest, StopsAtEnoughRecall) {
+  const auto efforts = [](double enough) {
+    const auto result =
+        Sweep(SmallHeads(2),
+              {.k = 50, .threads = 1, .efforts = {20, 60, 90, 100}, .enough_recall = enough});
+    EXPECT_TRUE(result.ok()) << result.status();
+    return result->indexes[0].efforts.size();
+  };
+  EXPECT_EQ(efforts(0), 1u);
+  EXPECT_EQ(efforts(1), 4u) << "what is exact comes last";
+  EXPECT_THAT(efforts(0.5), AllOf(Gt(1u), Lt(4u)));
 }
 
 }  // namespace

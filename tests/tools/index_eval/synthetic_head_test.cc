@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <set>
 #include <string>
@@ -163,7 +164,7 @@ TEST_P(SyntheticHeadTest, QueriesAreFarFromTheDistributionOfKeys) {
   }
   // A key's is about head_dim.
   EXPECT_THAT(Median(of_keys), AllOf(Gt(0.7 * 64), Lt(1.3 * 64)));
-  EXPECT_GT(Median(of_queries), 8 * Median(of_keys));
+  EXPECT_GT(Median(of_queries), 10 * Median(of_keys));
   // Samples are like the queries of decoding, though not the same.
   EXPECT_THAT(Median(of_samples) / Median(of_queries), AllOf(Gt(0.7), Lt(1.4)));
 }
@@ -215,7 +216,38 @@ TEST_P(SyntheticHeadTest, FewKeysHaveMostOfTheAttentionMass) {
     }
     shares.push_back(best / all);
   }
-  EXPECT_THAT(Median(shares), AllOf(Ge(0.5), Le(0.95)));
+  EXPECT_THAT(Median(shares), AllOf(Ge(0.5), Le(0.99)));
+}
+
+// RetrievalAttention (arXiv 2409.10516, section 2) measured 0.89 for a model and 100,000 tokens.
+// Heads differ, so this is a mean over some.
+TEST(SyntheticHeadMassTest, TheBestThousandKeysOfALongContextHaveTheMassThatWasMeasured) {
+  constexpr size_t kBest = 1000;
+  constexpr uint64_t kSeeds = 4;
+  double mean = 0;
+  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
+    SyntheticHeadOptions options;
+    options.samples = 0;
+    options.steps = 6;
+    options.seed = seed;
+    const SyntheticHead head = MakeHead(options);
+    ASSERT_EQ(head.key_count(), 131072u);
+    const size_t queries = options.steps * options.group;
+    for (size_t q = 0; q < queries; ++q) {
+      Floats scores(head.key_count());
+      ScoreRun(Row(head.decode_queries, q, head.head_dim), head.head_dim, head.keys.data(),
+               KvDtype::kFloat16, scores.size(), scores.data());
+      std::nth_element(scores.begin(), scores.begin() + kBest, scores.end(), std::greater<>());
+      const float largest = *std::max_element(scores.begin(), scores.begin() + kBest);
+      double best = 0, all = 0;
+      for (size_t i = 0; i < scores.size(); ++i) {
+        all += std::exp((scores[i] - largest) / std::sqrt(static_cast<double>(head.head_dim)));
+        if (i + 1 == kBest) best = all;
+      }
+      mean += best / all / static_cast<double>(queries * kSeeds);
+    }
+  }
+  EXPECT_THAT(mean, AllOf(Gt(0.85), Lt(0.93)));
 }
 
 // The queries of a head lie in the span of some others of the same head, but not in the span of
