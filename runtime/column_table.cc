@@ -21,15 +21,21 @@ absl::StatusOr<std::unique_ptr<ColumnTable>> ColumnTable::Create(const Options& 
     return absl::InvalidArgumentError(
         absl::StrCat("columns: ", options.columns, " is not below ", kNone));
   }
-  auto summaries = AlignedBuffer::Create(options.columns * options.layers * options.kv_heads *
-                                         options.summary_bytes);
+  TERRACE_CHECK_EQ(options.summary_bytes.size(), options.layers * options.kv_heads);
+  std::vector<size_t> offsets = {0};
+  offsets.reserve(options.summary_bytes.size() + 1);
+  for (const size_t bytes : options.summary_bytes) offsets.push_back(offsets.back() + bytes);
+  auto summaries = AlignedBuffer::Create(options.columns * offsets.back());
   if (!summaries.ok()) return summaries.status();
-  return std::unique_ptr<ColumnTable>(new ColumnTable(options, tiers, *std::move(summaries)));
+  return std::unique_ptr<ColumnTable>(
+      new ColumnTable(options, tiers, std::move(offsets), *std::move(summaries)));
 }
 
-ColumnTable::ColumnTable(const Options& options, TierManager& tiers, AlignedBuffer summaries)
+ColumnTable::ColumnTable(const Options& options, TierManager& tiers,
+                         std::vector<size_t> summary_offsets, AlignedBuffer summaries)
     : options_(options),
       tiers_(tiers),
+      summary_offsets_(std::move(summary_offsets)),
       summaries_(std::move(summaries)),
       token_ids_(options.columns * options.tokens),
       columns_(options.columns),
@@ -272,12 +278,12 @@ absl::Span<const int32_t> ColumnTable::tokens(ColumnIndex column) const {
 }
 
 absl::Span<std::byte> ColumnTable::summary(ColumnIndex column, size_t layer, size_t kv_head) const {
-  return summaries(column).subspan((layer * options_.kv_heads + kv_head) * options_.summary_bytes,
-                                   options_.summary_bytes);
+  const size_t head = layer * options_.kv_heads + kv_head;
+  return summaries(column).subspan(summary_offsets_[head], options_.summary_bytes[head]);
 }
 
 absl::Span<std::byte> ColumnTable::summaries(ColumnIndex column) const {
-  const size_t bytes = options_.layers * options_.kv_heads * options_.summary_bytes;
+  const size_t bytes = column_summary_bytes();
   return {summaries_.data() + Slot(column) * bytes, bytes};
 }
 

@@ -55,8 +55,9 @@ class ColumnTable {
     size_t columns = 0;  // that exist at once, those that are only cached included
     size_t layers = 0;
     size_t kv_heads = 0;
-    size_t tokens = 0;         // a column
-    size_t summary_bytes = 0;  // of one block
+    size_t tokens = 0;  // a column
+    // Of one block, by layer and KV head: [layers, kv_heads]; 0 for heads that look nothing up.
+    std::vector<size_t> summary_bytes = {};
   };
   // kResourceExhausted when the memory is not there. `tiers` outlives the table.
   static absl::StatusOr<std::unique_ptr<ColumnTable>> Create(const Options& options,
@@ -111,12 +112,14 @@ class ColumnTable {
   BlockId block(ColumnIndex column, size_t layer, size_t kv_head) const {
     return ColumnBlockId(key(column), layer, kv_head);
   }
-  // [summary_bytes]
+  // [summary_bytes] of the layer and head.
   absl::Span<std::byte> summary(ColumnIndex column, size_t layer, size_t kv_head) const;
   // Of all layers and heads.
   absl::Span<std::byte> summaries(ColumnIndex column) const;
 
   const Options& options() const { return options_; }
+  // Of one column.
+  size_t column_summary_bytes() const { return summary_offsets_.back(); }
   size_t used() const ABSL_LOCKS_EXCLUDED(mu_);
   // Reserved: summaries, tokens and keys.
   size_t memory_bytes() const { return summaries_.size() + token_ids_.size() * sizeof(int32_t); }
@@ -139,7 +142,8 @@ class ColumnTable {
   };
   static constexpr uint32_t kNone = UINT32_MAX;
 
-  ColumnTable(const Options& options, TierManager& tiers, AlignedBuffer summaries);
+  ColumnTable(const Options& options, TierManager& tiers, std::vector<size_t> summary_offsets,
+              AlignedBuffer summaries);
 
   static size_t Slot(ColumnIndex column) { return static_cast<size_t>(column); }
   // Valid until the next call.
@@ -157,7 +161,10 @@ class ColumnTable {
 
   const Options options_;
   TierManager& tiers_;
-  const AlignedBuffer summaries_;   // [columns, layers, kv_heads, summary_bytes]
+  // Where the summary of a head lies in those of its column, and how long these are: [layers *
+  // kv_heads + 1].
+  const std::vector<size_t> summary_offsets_;
+  const AlignedBuffer summaries_;   // [columns, column_summary_bytes()]
   std::vector<int32_t> token_ids_;  // [columns, tokens]; of a column: constant while referred to
 
   mutable absl::Mutex mu_;

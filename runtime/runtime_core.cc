@@ -1,6 +1,5 @@
 #include "runtime/runtime_core.h"
 
-#include <algorithm>
 #include <random>
 #include <utility>
 
@@ -73,18 +72,18 @@ absl::Status RuntimeCore::MakePolicies() {
 }
 
 absl::Status RuntimeCore::MakeMemory() {
-  size_t summary_bytes = 0;
-  for (const std::unique_ptr<LookupPolicy>& policy : policies_) {
-    if (policy->looks_up()) summary_bytes = std::max(summary_bytes, policy->summary()->bytes());
-  }
   constexpr size_t kCacheLine = 64;
-  summary_bytes = (summary_bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
+  std::vector<size_t> summary_bytes;
+  for (const std::unique_ptr<LookupPolicy>& policy : policies_) {
+    const size_t bytes = policy->looks_up() ? policy->summary()->bytes() : 0;
+    summary_bytes.push_back((bytes + kCacheLine - 1) / kCacheLine * kCacheLine);
+  }
   const size_t heads = size_t{options_.shape.layers} * options_.shape.kv_heads;
   auto columns = ColumnTable::Create({.columns = BlocksOf(options_.tiers) / heads + 1,
                                       .layers = options_.shape.layers,
                                       .kv_heads = options_.shape.kv_heads,
                                       .tokens = options_.tokens_per_block,
-                                      .summary_bytes = summary_bytes},
+                                      .summary_bytes = std::move(summary_bytes)},
                                      *tiers_);
   if (!columns.ok()) return columns.status();
   columns_ = *std::move(columns);

@@ -52,6 +52,7 @@ class SavedContexts {
   std::string Path(absl::string_view name) const;
   absl::Status CheckName(absl::string_view name) const;
   uint64_t LookupFingerprint() const;
+  uint32_t SummaryLines() const;
   // saved_contexts_file.cc
   uint64_t WindowBytes(const Header& header) const;
   Saved ReadManifest(const std::string& path) const;

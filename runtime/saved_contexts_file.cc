@@ -9,7 +9,8 @@ namespace terrace {
 namespace {
 
 constexpr uint64_t kMagic = 0x7478746365636174;
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3;
+constexpr size_t kCacheLine = 64;
 
 }  // namespace
 
@@ -18,7 +19,7 @@ constexpr uint32_t kVersion = 2;
 struct SavedContexts::Header {
   uint64_t magic = kMagic;
   uint32_t version = kVersion;
-  uint32_t summary_bytes = 0;  // of a block
+  uint32_t summary_lines = 0;  // of a column, each of kCacheLine bytes
   uint64_t fingerprint = 0;    // of the model and the size of blocks
   uint64_t lookups = 0;        // of what made the summaries
   int64_t tokens = 0;
@@ -26,6 +27,11 @@ struct SavedContexts::Header {
   uint64_t named_tokens = 0;
   uint64_t columns = 0;
 };
+
+// RuntimeCore pads the summary of every head to whole lines.
+uint32_t SavedContexts::SummaryLines() const {
+  return static_cast<uint32_t>(core_.columns().column_summary_bytes() / kCacheLine);
+}
 
 uint64_t SavedContexts::WindowBytes(const Header& header) const {
   const uint64_t token = 2 * core_.tail_layout().row_bytes() + sizeof(float);
@@ -78,8 +84,8 @@ SavedContexts::Saved SavedContexts::ReadManifest(const std::string& path) const 
 absl::Status SavedContexts::ReadColumns(CheckedFileReader& file, const Header& header,
                                         Saved& saved) const {
   // Made by the lookups of this runtime.
-  const bool summaries_fit = header.lookups == LookupFingerprint() &&
-                             header.summary_bytes == core_.columns().options().summary_bytes;
+  const bool summaries_fit =
+      header.lookups == LookupFingerprint() && header.summary_lines == SummaryLines();
   for (uint64_t i = 0; i < header.columns; ++i) {
     const absl::StatusOr<ColumnIndex> column = ReadColumn(file, header, summaries_fit);
     if (!column.ok()) return column.status();
@@ -107,7 +113,7 @@ absl::StatusOr<ColumnIndex> SavedContexts::ReadColumn(CheckedFileReader& file, c
   std::vector<int32_t> tokens(named != 0 ? options.tokens : 0);
   if (status.ok()) status = file.Read(tokens.data(), tokens.size() * sizeof(int32_t));
   if (!status.ok()) return status;
-  const uint64_t summaries = uint64_t{header.summary_bytes} * options.layers * options.kv_heads;
+  const uint64_t summaries = uint64_t{header.summary_lines} * kCacheLine;
   const absl::StatusOr<ColumnIndex> column = core_.columns().Restore(key, parent, tokens);
   if (!column.ok()) return column.status();
   const absl::Span<std::byte> memory = core_.columns().summaries(*column);
@@ -165,7 +171,7 @@ absl::Status SavedContexts::ReadWindow(CheckedFileReader& file, const Header& he
 absl::Status SavedContexts::WriteManifest(const std::string& path, const Context& context) const {
   CheckedFileWriter file(path);
   const Header header = {
-      .summary_bytes = static_cast<uint32_t>(core_.columns().options().summary_bytes),
+      .summary_lines = SummaryLines(),
       .fingerprint = core_.options().tiers.model_fingerprint,
       .lookups = LookupFingerprint(),
       .tokens = context.TokensLocked(),

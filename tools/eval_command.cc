@@ -14,9 +14,12 @@
 #include "tools/engine/needle.h"
 #include "tools/eval_report.h"
 #include "tools/eval_run.h"
+#include "tools/head_profile_report.h"
+#include "tools/head_profile_run.h"
 #include "tools/needle_plot.h"
 #include "tools/output_file.h"
 #include "tools/stop_signal.h"
+#include "tools/streaming_heads.h"
 
 namespace terrace {
 namespace {
@@ -29,6 +32,9 @@ struct EvalArguments {
   std::vector<size_t> lengths = {2048};
   bool perplexity = false;
   PerplexityOptions windows;
+  StreamingFlags streaming;
+  std::string profile_heads;
+  size_t profile_texts = 20;
   std::string json;
   std::string plot;
 };
@@ -57,7 +63,8 @@ absl::Status CheckNeedles(const EvalArguments& arguments) {
   const EvalSetup::Needles& needles = arguments.setup.needles;
   if (needles.questions == 0) {
     if (!arguments.perplexity) {
-      return absl::InvalidArgumentError("nothing to do without --perplexity and --needles");
+      return absl::InvalidArgumentError(
+          "nothing to do without --perplexity and --needles, or --profile-heads");
     }
     if (!arguments.plot.empty()) {
       return absl::InvalidArgumentError("--plot: draws needles, so it goes with --needles");
@@ -79,6 +86,7 @@ absl::Status CheckNeedles(const EvalArguments& arguments) {
 absl::Status CompleteSetup(EvalArguments& arguments) {
   if (absl::Status status = TakePolicies(arguments); !status.ok()) return status;
   if (absl::Status status = arguments.setup.runtime.Check(); !status.ok()) return status;
+  if (absl::Status status = arguments.streaming.Check(); !status.ok()) return status;
   if (absl::Status status = CheckShare(arguments.setup); !status.ok()) return status;
   if (absl::Status status = CheckNeedles(arguments); !status.ok()) return status;
   arguments.setup.needles.lengths = arguments.lengths;
@@ -91,9 +99,60 @@ ExitCode Complain(const absl::Status& status, ExitCode code = ExitCode::kFailure
   return code;
 }
 
+// Every policy with each share of its heads streaming. A policy whose heads cannot is measured
+// once, as it is.
+absl::Status AddStreamingHeads(const HeadProfile& profile, EvalArguments& arguments) {
+  EvalSetup& setup = arguments.setup;
+  absl::Status status = CheckProfileFits(profile, setup.model, setup.runtime);
+  if (!status.ok()) return status;
+  std::vector<AttentionPolicy> policies;
+  for (const AttentionPolicy& policy : setup.policies) {
+    if (!MayHaveStreamingHeads(policy)) {
+      policies.push_back(policy);
+      continue;
+    }
+    for (const double share : arguments.streaming.shares) {
+      auto with = WithStreamingHeads(policy, profile, share);
+      if (!with.ok()) return with.status();
+      policies.push_back(*std::move(with));
+    }
+  }
+  setup.policies = std::move(policies);
+  return absl::OkStatus();
+}
+
+ExitCode ProfileHeads(const EvalArguments& arguments) {
+  OutputFile file("--profile-heads", arguments.profile_heads,
+                  {arguments.setup.text, arguments.setup.model + "/config.json",
+                   arguments.setup.model + "/model.safetensors"});
+  if (!file.status().ok()) return Complain(file.status());
+  const absl::StatusOr<HeadProfile> profile =
+      RunHeadProfile({.model = arguments.setup.model,
+                      .text = arguments.setup.text,
+                      .lengths = arguments.lengths,
+                      .texts = arguments.profile_texts,
+                      .seed = arguments.setup.needles.seed,
+                      .sink_tokens = arguments.setup.runtime.sinks,
+                      .window_tokens = arguments.setup.runtime.window},
+                     StopOnSignals());
+  if (!profile.ok()) return Complain(profile.status());
+  for (const absl::Status& status :
+       {PrintText(HeadProfileTable(*profile)), file.Write(HeadProfileText(*profile))}) {
+    if (!status.ok()) return Complain(status);
+  }
+  return ExitCode::kSuccess;
+}
+
 ExitCode RunCommand(EvalArguments& arguments) {
-  const absl::Status usage = CompleteSetup(arguments);
+  if (!arguments.profile_heads.empty()) return ProfileHeads(arguments);
+  absl::Status usage = CompleteSetup(arguments);
   if (!usage.ok()) return Complain(usage, ExitCode::kBadUsage);
+  if (!arguments.streaming.profile.empty()) {
+    const absl::StatusOr<HeadProfile> profile = arguments.streaming.ReadProfile();
+    if (!profile.ok()) return Complain(profile.status());
+    usage = AddStreamingHeads(*profile, arguments);
+    if (!usage.ok()) return Complain(usage, ExitCode::kBadUsage);
+  }
   OutputFile json("--json", arguments.json);
   if (!json.status().ok()) return Complain(json.status());
   OutputFile plot("--plot", arguments.plot);
@@ -167,6 +226,26 @@ void AddNeedleFlags(CLI::App& command, EvalArguments& arguments) {
       ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 30));
 }
 
+void AddHeadFlags(CLI::App& command, EvalArguments& arguments) {
+  AddStreamingFlags(command, arguments.streaming, StreamingShares::kSeveral);
+  CLI::Option* const profile_heads =
+      command
+          .add_option("--profile-heads", arguments.profile_heads,
+                      "Compare nothing, but measure how much each KV head needs what is beyond "
+                      "--sinks and --window to find pass keys in texts of --lengths, and write "
+                      "that as JSON for --head-profile")
+          ->type_name("FILE");
+  for (const char* other : {"--policy", "--perplexity", "--needles", "--share", "--head-profile",
+                            "--streaming-heads", "--json", "--plot"}) {
+    profile_heads->excludes(command.get_option(other));
+  }
+  command
+      .add_option("--profile-texts", arguments.profile_texts,
+                  "Texts of each length that heads are measured on")
+      ->check(CLI::Validator(CheckUnsigned, ""))
+      ->check(CLI::Range(size_t{1}, size_t{1} << 20));
+}
+
 }  // namespace
 
 void AddEvalCommand(CLI::App& app, std::function<ExitCode()>& run) {
@@ -203,6 +282,7 @@ void AddEvalCommand(CLI::App& app, std::function<ExitCode()>& run) {
   command->add_option("--json", arguments->json, "Write the result as JSON")->type_name("FILE");
   command->add_option("--plot", arguments->plot, "Draw the needles as heat maps, SVG")
       ->type_name("FILE");
+  AddHeadFlags(*command, *arguments);
   command->callback([arguments, &run] { run = [arguments] { return RunCommand(*arguments); }; });
 }
 

@@ -30,12 +30,12 @@ double PerplexityRatio(const PolicyResult& result, const PolicyResult& baseline)
 std::string PerplexityTable(const EvalReport& report) {
   Table table({{"policy", Align::kLeft},
                {"nats per byte"},
-               {absl::StrCat("perplexity / ", report.policies[0].policy)},
+               {absl::StrCat("perplexity / ", report.policies[0].label)},
                {"time"},
                {"fetched"},
                {"lost blocks"}});
   for (const PolicyResult& result : report.policies) {
-    table.AddRow({result.policy, absl::StrFormat("%.4f", result.text->perplexity.nats_per_byte),
+    table.AddRow({result.label, absl::StrFormat("%.4f", result.text->perplexity.nats_per_byte),
                   absl::StrFormat("%.4f", PerplexityRatio(result, report.policies[0])),
                   FormatSeconds(result.text->cost.seconds),
                   FormatByteSize(result.text->cost.lookups.fetched_bytes),
@@ -59,7 +59,7 @@ std::string NeedleGrid(const PolicyResult& result) {
     cells.push_back(ShareText(row.Total()));
     table.AddRow(std::move(cells));
   }
-  return absl::StrCat("Needles answered, ", result.policy, "\n", table.ToString(), "\n");
+  return absl::StrCat("Needles answered, ", result.label, "\n", table.ToString(), "\n");
 }
 
 std::string NeedleTotals(const EvalReport& report) {
@@ -75,7 +75,7 @@ std::string NeedleTotals(const EvalReport& report) {
     for (const NeedleRow& row : result.needles) {
       const NeedleCell total = row.Total();
       const LookupStats& lookups = row.cost.lookups;
-      table.AddRow({result.policy, FormatCount(row.length_tokens),
+      table.AddRow({result.label, FormatCount(row.length_tokens),
                     absl::StrCat(total.answered, " of ", total.asked), ShareText(total),
                     FormatSeconds(row.cost.seconds), FormatByteSize(lookups.fetched_bytes),
                     MissedMassText(lookups), FormatCount(lookups.lost_blocks)});
@@ -114,11 +114,11 @@ std::string BudgetTable(const EvalReport& report) {
     if (result.text.has_value() && result.needles.empty()) {
       const Perplexity& perplexity = result.text->perplexity;
       const EvalBudget& budget = result.text->cost.budget;
-      AddBudgetRow(result.policy, perplexity.bytes / perplexity.windows + 1, budget, table);
+      AddBudgetRow(result.label, perplexity.bytes / perplexity.windows + 1, budget, table);
       any |= budget.kv_bytes > 0;
     }
     for (const NeedleRow& row : result.needles) {
-      AddBudgetRow(result.policy, row.length_tokens, row.cost.budget, table);
+      AddBudgetRow(result.label, row.length_tokens, row.cost.budget, table);
       any |= row.cost.budget.kv_bytes > 0;
     }
   }
@@ -171,6 +171,7 @@ nlohmann::ordered_json NeedleJson(const PolicyResult& result) {
 nlohmann::ordered_json PolicyJson(const PolicyResult& result, const PolicyResult& baseline) {
   nlohmann::ordered_json json;
   json["policy"] = result.policy;
+  json["streaming_heads"] = result.streaming_heads;
   json["perplexity"] = nullptr;
   if (result.text.has_value()) {
     json["perplexity"] = {{"nats_per_byte", result.text->perplexity.nats_per_byte},
@@ -204,6 +205,7 @@ nlohmann::ordered_json EvalJson(const EvalReport& report) {
   json["text"] = report.text;
   json["share"] = report.share.has_value() ? nlohmann::ordered_json(*report.share) : nullptr;
   json["keys_per_text"] = report.keys;
+  json["heads"] = report.heads;
   json["policies"] = nlohmann::ordered_json::array();
   for (const PolicyResult& result : report.policies) {
     json["policies"].push_back(PolicyJson(result, report.policies[0]));

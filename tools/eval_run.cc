@@ -13,15 +13,14 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "tools/engine/byte_tokenizer.h"
-#include "tools/engine/input_file.h"
 #include "tools/engine/needle.h"
+#include "tools/eval_inputs.h"
 #include "tools/progress.h"
 #include "tools/table.h"
 
 namespace terrace {
 namespace {
 
-constexpr uint64_t kMaxTextBytes = uint64_t{1} << 30;
 constexpr double kFirstDepth = 0.05;
 constexpr double kLastDepth = 0.95;
 
@@ -48,6 +47,9 @@ class ScratchFolder {
   explicit ScratchFolder(std::string path) : path_(std::move(path)) {}
   const std::string path_;
 };
+
+// KV heads of all layers.
+size_t HeadCount(const ModelConfig& config) { return config.layers * config.kv_heads; }
 
 // The texts and questions are the same for every policy: they follow from seed, length and number.
 class Evaluation {
@@ -99,6 +101,8 @@ class Evaluation {
 absl::StatusOr<PolicyResult> Evaluation::Measure(const AttentionPolicy& policy) {
   PolicyResult result;
   result.policy = policy.name;
+  result.label = policy.Label();
+  result.streaming_heads = policy.StreamingHeadCount(HeadCount(engine_.config()));
   if (setup_.perplexity.has_value()) {
     auto text = MeasureText(policy);
     if (!text.ok()) return text.status();
@@ -114,7 +118,7 @@ absl::StatusOr<PolicyResult> Evaluation::Measure(const AttentionPolicy& policy) 
 }
 
 absl::StatusOr<PolicyResult::Text> Evaluation::MeasureText(const AttentionPolicy& policy) {
-  progress_.Update(absl::Now(), absl::StrCat(policy.name, ": perplexity"));
+  progress_.Update(absl::Now(), absl::StrCat(policy.Label(), ": perplexity"));
   if (stop_) return absl::CancelledError("interrupted by a signal");
   const auto session = Open(policy, setup_.perplexity->window_tokens);
   if (!session.ok()) return session.status();
@@ -133,7 +137,7 @@ absl::StatusOr<NeedleRow> Evaluation::MeasureNeedles(const AttentionPolicy& poli
   const absl::Time start = absl::Now();
   const size_t texts = setup_.needles.questions / setup_.needles.keys;
   for (size_t i = 0; i < texts; ++i) {
-    progress_.Update(absl::Now(), absl::StrCat(policy.name, ": ", FormatCount(length),
+    progress_.Update(absl::Now(), absl::StrCat(policy.Label(), ": ", FormatCount(length),
                                                " tokens, text ", i + 1, " of ", texts));
     if (stop_) return absl::CancelledError("interrupted by a signal");
     if (absl::Status status = AskAbout(i, **session, row); !status.ok()) return status;
@@ -212,15 +216,8 @@ std::vector<double> NeedleDepths(size_t count) {
 }
 
 absl::StatusOr<EvalReport> RunEval(const EvalSetup& setup, const std::atomic<bool>& stop) {
-  const absl::StatusOr<std::string> text = ReadWholeFile(setup.text, kMaxTextBytes);
-  if (!text.ok()) return text.status();
-  if (text->empty()) return absl::InvalidArgumentError(absl::StrCat(setup.text, ": is empty"));
-  const absl::StatusOr<std::unique_ptr<Engine>> engine =
-      Engine::Load(setup.model, {.chunk_tokens = kChunkTokens});
-  if (!engine.ok()) return engine.status();
-  if (absl::Status status = CheckByteModel((*engine)->config()); !status.ok()) {
-    return absl::Status(status.code(), absl::StrCat(setup.model, ": ", status.message()));
-  }
+  const absl::StatusOr<EvalInputs> inputs = LoadEvalInputs(setup.model, setup.text);
+  if (!inputs.ok()) return inputs.status();
   std::unique_ptr<ScratchFolder> folder;
   if (!setup.runtime.dir.empty()) {
     auto created = ScratchFolder::Create(setup.runtime.dir);
@@ -231,13 +228,15 @@ absl::StatusOr<EvalReport> RunEval(const EvalSetup& setup, const std::atomic<boo
                        .text = setup.text,
                        .share = setup.share,
                        .keys = setup.needles.keys,
+                       .heads = HeadCount(inputs->engine->config()),
                        .policies = {}};
-  Evaluation evaluation(setup, stop, **engine, *text, folder == nullptr ? "" : folder->path());
+  Evaluation evaluation(setup, stop, *inputs->engine, inputs->text,
+                        folder == nullptr ? "" : folder->path());
   for (const AttentionPolicy& policy : setup.policies) {
     auto result = evaluation.Measure(policy);
     if (!result.ok()) {
       return absl::Status(result.status().code(),
-                          absl::StrCat(policy.name, ": ", result.status().message()));
+                          absl::StrCat(policy.Label(), ": ", result.status().message()));
     }
     report.policies.push_back(*std::move(result));
   }

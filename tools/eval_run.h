@@ -57,6 +57,8 @@ struct NeedleRow {
 
 struct PolicyResult {
   std::string policy;
+  std::string label;           // the policy, and how many heads stream where only some do
+  size_t streaming_heads = 0;  // KV heads of all layers that attend to sinks and window alone
   struct Text {
     Perplexity perplexity;
     EvalCost cost;
@@ -75,6 +77,7 @@ struct EvalReport {
   std::string text;
   std::optional<double> share;
   size_t keys = 1;
+  size_t heads = 0;  // KV heads of all layers
   std::vector<PolicyResult> policies;
 };
 

@@ -20,6 +20,7 @@
 #include "tools/generate_run.h"
 #include "tools/output_file.h"
 #include "tools/stop_signal.h"
+#include "tools/streaming_heads.h"
 
 namespace terrace {
 namespace {
@@ -27,6 +28,7 @@ namespace {
 struct GenerateArguments {
   GenerateSetup setup;
   std::string policy = "full";
+  StreamingFlags streaming;
   std::optional<std::string> prompt;
   std::string prompt_file;
   std::string json;
@@ -59,6 +61,7 @@ absl::StatusOr<std::string> ReadPrompt(const GenerateArguments& arguments) {
 absl::Status CheckArguments(const GenerateArguments& arguments) {
   const GenerateSetup& setup = arguments.setup;
   if (absl::Status status = setup.runtime.Check(); !status.ok()) return status;
+  if (absl::Status status = arguments.streaming.Check(); !status.ok()) return status;
   for (const auto& [flag, given] :
        {std::pair("--save", !setup.save.empty()), std::pair("--load", !setup.load.empty()),
         std::pair("--reuse", setup.reuse)}) {
@@ -83,14 +86,29 @@ ExitCode Complain(const absl::Status& status, ExitCode code = ExitCode::kFailure
   return code;
 }
 
+absl::Status AddStreamingHeads(const HeadProfile& profile, GenerateArguments& arguments) {
+  GenerateSetup& setup = arguments.setup;
+  absl::Status status = CheckProfileFits(profile, setup.model, setup.runtime);
+  if (!status.ok()) return status;
+  auto with = WithStreamingHeads(setup.policy, profile, arguments.streaming.shares[0]);
+  if (with.ok()) setup.policy = *std::move(with);
+  return with.status();
+}
+
 ExitCode RunCommand(GenerateArguments& arguments) {
   GenerateSetup& setup = arguments.setup;
   const absl::StatusOr<AttentionPolicy> policy =
       ParseAttentionPolicy(arguments.policy, setup.runtime);
   if (!policy.ok()) return Complain(policy.status(), ExitCode::kBadUsage);
   setup.policy = *policy;
-  const absl::Status usage = CheckArguments(arguments);
+  absl::Status usage = CheckArguments(arguments);
   if (!usage.ok()) return Complain(usage, ExitCode::kBadUsage);
+  if (!arguments.streaming.profile.empty()) {
+    const absl::StatusOr<HeadProfile> profile = arguments.streaming.ReadProfile();
+    if (!profile.ok()) return Complain(profile.status());
+    usage = AddStreamingHeads(*profile, arguments);
+    if (!usage.ok()) return Complain(usage, ExitCode::kBadUsage);
+  }
   OutputFile json("--json", arguments.json);
   if (!json.status().ok()) return Complain(json.status());
   const absl::StatusOr<std::string> prompt = ReadPrompt(arguments);
@@ -130,6 +148,7 @@ void AddContextFlags(CLI::App& command, GenerateArguments& arguments) {
                                AttentionPolicyNames(),
                                "; plain is the engine's own attention, without tiers"))
       ->type_name("NAME");
+  AddStreamingFlags(command, arguments.streaming, StreamingShares::kOne);
   AddRuntimeFlags(command, arguments.setup.runtime,
                   "Directory of the NVMe tier; its file stays there after the run");
   command.add_flag("--reuse", arguments.setup.reuse,

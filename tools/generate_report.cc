@@ -56,6 +56,10 @@ std::string GenerateText(const GenerateReport& report) {
   std::string text = absl::StrCat("\n\n", SpeedTable(report));
   Table table({{"", Align::kLeft}, {"", Align::kLeft}});
   table.AddRow({"policy", report.policy});
+  if (report.streaming_heads > 0) {
+    table.AddRow({"streaming", absl::StrCat(FormatCount(report.streaming_heads), " of ",
+                                            FormatCount(report.heads), " KV heads")});
+  }
   if (report.loaded_tokens > 0) {
     table.AddRow({"loaded", absl::StrCat(FormatCount(static_cast<uint64_t>(report.loaded_tokens)),
                                          " tokens of a saved context")});
@@ -84,6 +88,8 @@ nlohmann::ordered_json GenerateJson(const GenerateReport& report) {
   const auto seconds = [](absl::Duration duration) { return absl::ToDoubleSeconds(duration); };
   nlohmann::ordered_json json;
   json["policy"] = report.policy;
+  json["heads"] = report.heads;
+  json["streaming_heads"] = report.streaming_heads;
   json["loaded_tokens"] = report.loaded_tokens;
   json["prefix_tokens"] = report.prefix_tokens;
   json["prompt_tokens"] = report.prompt_tokens;

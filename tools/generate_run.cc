@@ -146,6 +146,8 @@ absl::StatusOr<GenerateReport> Run::Generate(
   if (status.ok() && dump_ != nullptr && !report_.interrupted) status = dump_->Finish();
   if (!status.ok()) return status;
   report_.policy = setup_.policy.name;
+  report_.heads = engine_.config().layers * engine_.config().kv_heads;
+  report_.streaming_heads = setup_.policy.StreamingHeadCount(report_.heads);
   report_.prompt_tokens = static_cast<int64_t>(prompt_.size());
   report_.result = *result;
   report_.all = engine_.times();

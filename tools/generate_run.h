@@ -42,6 +42,8 @@ struct GenerateTiers {
 
 struct GenerateReport {
   std::string policy;
+  size_t heads = 0;             // KV heads of all layers
+  size_t streaming_heads = 0;   // of these, those that attend to sinks and window alone
   int64_t loaded_tokens = 0;    // of the saved context
   int64_t prefix_tokens = 0;    // of the prompt, which were cached
   int64_t prompt_tokens = 0;    // that were run

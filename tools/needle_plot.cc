@@ -64,7 +64,7 @@ std::string Panel(const PolicyResult& result, double top) {
   const NeedleCell total = result.NeedleTotal();
   std::string text =
       absl::StrFormat("<text class=\"title\" x=\"%.0f\" y=\"%.0f\">%s: %d of %d</text>\n", kMargin,
-                      top + 20, Escape(result.policy), total.answered, total.asked);
+                      top + 20, Escape(result.label), total.answered, total.asked);
   double y = top + kTop;
   for (const NeedleRow& row : result.needles) {
     absl::StrAppendFormat(&text, "<text x=\"%.0f\" y=\"%.0f\" text-anchor=\"end\">%s</text>\n",

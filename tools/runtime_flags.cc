@@ -132,6 +132,19 @@ absl::StatusOr<AttentionPolicy> ParseAttentionPolicy(absl::string_view name,
   return policy;
 }
 
+size_t AttentionPolicy::StreamingHeadCount(size_t heads) const {
+  if (is_plain()) return 0;
+  if (lookup->kind == LookupKind::kStreaming) return heads;
+  return streaming.has_value() ? StreamingOverrides(streaming->profile, streaming->share).size()
+                               : 0;
+}
+
+std::string AttentionPolicy::Label() const {
+  if (!streaming.has_value()) return name;
+  const size_t heads = streaming->profile.heads.size();
+  return absl::StrCat(name, ", ", StreamingHeadCount(heads), " of ", heads, " heads streaming");
+}
+
 absl::StatusOr<RuntimeOptions> MakeRuntimeOptions(const RuntimeFlags& flags,
                                                   const AttentionPolicy& policy,
                                                   const Engine& engine) {
@@ -152,6 +165,13 @@ absl::StatusOr<RuntimeOptions> MakeRuntimeOptions(const RuntimeFlags& flags,
   options.window_tokens = flags.window;
   options.max_append_tokens = kChunkTokens;
   options.lookup = *policy.lookup;
+  if (policy.streaming.has_value()) {
+    const HeadProfile& profile = policy.streaming->profile;
+    if (absl::Status status = profile.CheckFits(options.shape); !status.ok()) {
+      return absl::Status(status.code(), absl::StrCat("--head-profile: ", status.message()));
+    }
+    options.overrides = StreamingOverrides(profile, policy.streaming->share);
+  }
   options.threads = flags.threads;
   if (absl::Status status = options.Validate(); !status.ok()) return NameFlags(status);
   const absl::Status lookup =

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "runtime/head_profile.h"
 #include "runtime/lookup_policy.h"
 #include "runtime/runtime_options.h"
 #include "tools/engine/engine.h"
@@ -47,8 +48,18 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags, const std::string& 
 struct AttentionPolicy {
   std::string name;
   std::optional<LookupOptions> lookup;  // nullopt: plain, the engine's own attention
+  // The heads that stream instead, by how little they need else; nullopt: none.
+  struct StreamingHeads {
+    HeadProfile profile;
+    double share = 0;  // of all heads, above 0
+  };
+  std::optional<StreamingHeads> streaming = std::nullopt;
 
   bool is_plain() const { return !lookup.has_value(); }
+  // Of a model with `heads` KV heads in all layers together.
+  size_t StreamingHeadCount(size_t heads) const;
+  // The name and, where some heads stream, how many: "full, 4 of 8 heads streaming".
+  std::string Label() const;
 };
 
 // "plain, full, streaming, infllm, infllm-published, quest", for help texts.
@@ -61,7 +72,8 @@ absl::StatusOr<AttentionPolicy> ParseAttentionPolicy(absl::string_view name,
 inline constexpr size_t kChunkTokens = 512;
 
 // The options of a runtime for the model of `engine`, which validate. kInvalidArgument naming the
-// flag, its value and its limit, for a combination that this model does not allow.
+// flag, its value and its limit, for a combination that this model does not allow, such as a head
+// profile of another model.
 // REQUIRES: not the plain policy.
 absl::StatusOr<RuntimeOptions> MakeRuntimeOptions(const RuntimeFlags& flags,
                                                   const AttentionPolicy& policy,

@@ -178,6 +178,13 @@ absl::Status PlainAttention::Attend(const AttentionStep& step) {
   return absl::OkStatus();
 }
 
+absl::Span<const float> PlainAttention::keys(size_t layer, size_t kv_head) const {
+  TERRACE_CHECK(layer < layers_.size() && kv_head < kv_heads_);
+  const size_t panel = static_cast<size_t>(options_.max_tokens) * head_dim_;
+  return absl::MakeConstSpan(layers_[layer].keys)
+      .subspan(kv_head * panel, static_cast<size_t>(layers_[layer].tokens) * head_dim_);
+}
+
 absl::Status PlainAttention::Truncate(int64_t tokens) {
   if (tokens < 0) {
     return absl::InvalidArgumentError(

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "index/kv_dtype.h"
 #include "tools/engine/attention_source.h"
 #include "tools/engine/model_config.h"
@@ -36,6 +37,9 @@ class PlainAttention : public AttentionSource {
 
   // Of the given layer.
   int64_t token_count(size_t layer) const { return layers_[layer].tokens; }
+  // After RoPE, as stored: [token_count(layer), head_dim]. Valid until the next call that is not
+  // const.
+  absl::Span<const float> keys(size_t layer, size_t kv_head) const;
 
  private:
   struct Layer {
