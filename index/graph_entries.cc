@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "index/exact_knn.h"
 #include "index/key_scores.h"
@@ -65,6 +66,12 @@ GraphEntries::GraphEntries(absl::Span<const float> samples, const KeyPanels& key
   centroids_ = Centroids(samples, head_dim_, count, pool);
   keys_ = ExactNeighbours(centroids_, keys, kKeysEach, pool);
   keys_each_ = keys_.size() / count;
+}
+
+GraphEntries::GraphEntries(size_t head_dim, std::vector<float> centroids,
+                           std::vector<uint32_t> keys)
+    : head_dim_(head_dim), centroids_(std::move(centroids)), keys_(std::move(keys)) {
+  if (!centroids_.empty()) keys_each_ = keys_.size() / centroid_count();
 }
 
 size_t GraphEntries::memory_bytes() const {

@@ -20,6 +20,12 @@ class GraphEntries {
   // `samples` is [n, head_dim], not empty, of norms that are 1.
   GraphEntries(absl::Span<const float> samples, const KeyPanels& keys, ComputePool& pool);
 
+  // What Save needs: [centroids, head_dim] and [centroids, keys_each].
+  const std::vector<float>& centroids() const { return centroids_; }
+  const std::vector<uint32_t>& keys() const { return keys_; }
+  // From those of another.
+  GraphEntries(size_t head_dim, std::vector<float> centroids, std::vector<uint32_t> keys);
+
   size_t centroid_count() const { return head_dim_ == 0 ? 0 : centroids_.size() / head_dim_; }
   size_t memory_bytes() const;
   // Keys to enter at for each row of `queries`, which is [rows, head_dim]: `found` becomes

@@ -4,8 +4,10 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "index/key_index.h"
 
 namespace terrace {
@@ -31,8 +33,18 @@ struct GraphOptions {
 // they are `tail_keys` or a sixty-fourth of all, whichever is more; then they are linked to what is
 // near them by the metric of the queries that Build saw.
 //
+class GraphIndex : public KeyIndex {
+ public:
+  // Appends what Load needs to `bytes`; keys are no part of it.
+  virtual void Save(std::vector<std::byte>& bytes) const = 0;
+  // Becomes what was saved, with the keys that it had then, which may be anywhere: they are read by
+  // searches, and Append may bring others in their place that are the same. kDataLoss for damaged
+  // bytes, kInvalidArgument for other options or another number or size of keys; then it is empty.
+  virtual absl::Status Load(absl::Span<const std::byte> bytes, const KeyPanels& keys) = 0;
+};
+
 // kInvalidArgument naming the field.
-absl::StatusOr<std::unique_ptr<KeyIndex>> MakeGraphIndex(const GraphOptions& options);
+absl::StatusOr<std::unique_ptr<GraphIndex>> MakeGraphIndex(const GraphOptions& options);
 
 }  // namespace terrace
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -29,6 +30,16 @@ class KeyGraph {
   absl::Span<const uint32_t> neighbours(uint32_t key) const {
     const uint32_t* const row = neighbours_.data() + key * degree_;
     return {row, static_cast<size_t>(std::find(row, row + degree_, kNone) - row)};
+  }
+  // [keys, degree], and its replacement by that of another. False if a link leads to no key.
+  const std::vector<uint32_t>& links() const { return neighbours_; }
+  bool SetLinks(std::vector<uint32_t> links) {
+    const size_t keys = links.size() / degree_;
+    for (const uint32_t to : links) {
+      if (to != kNone && to >= keys) return false;
+    }
+    neighbours_ = std::move(links);
+    return true;
   }
   const uint32_t* row(uint32_t key) const { return neighbours_.data() + key * degree_; }
   // At most degree().

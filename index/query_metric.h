@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -23,6 +24,16 @@ class QueryMetric {
   // on the norm of a query.
   QueryMetric(absl::Span<const float> samples, size_t head_dim);
 
+  // From axes() of another.
+  static QueryMetric FromAxes(std::vector<float> axes, size_t head_dim) {
+    QueryMetric metric;
+    metric.dimensions_ = axes.size() / head_dim;
+    metric.axes_ = std::move(axes);
+    return metric;
+  }
+  // [dimensions, head_dim]
+  const std::vector<float>& axes() const { return axes_; }
+
   // Elements of a projection, a multiple of 8, from 8 to 64.
   size_t dimensions() const { return dimensions_; }
   size_t memory_bytes() const { return axes_.capacity() * sizeof(float); }
@@ -30,7 +41,9 @@ class QueryMetric {
   std::vector<float> Project(const KeyPanels& keys, size_t first, ComputePool& pool) const;
 
  private:
-  size_t dimensions_;
+  QueryMetric() = default;
+
+  size_t dimensions_ = 0;
   std::vector<float> axes_;  // [dimensions, head_dim], each as long as queries spread along it
 };
 
