@@ -21,6 +21,9 @@ foreach(library IN ITEMS io tiers index runtime)
       PATTERN "device_file.h" EXCLUDE
       PATTERN "tier_file.h" EXCLUDE
       PATTERN "attend_pass.h" EXCLUDE
+      PATTERN "cluster_lookup.h" EXCLUDE
+      PATTERN "context_index.h" EXCLUDE
+      PATTERN "graph_lookup.h" EXCLUDE
       PATTERN "checked_file.h" EXCLUDE
       PATTERN "runtime_core.h" EXCLUDE
       PATTERN "saved_contexts.h" EXCLUDE

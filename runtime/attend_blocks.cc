@@ -6,28 +6,29 @@
 #include "absl/time/clock.h"
 #include "io/check.h"
 #include "runtime/attend_pass.h"
+#include "runtime/context_index.h"
 
 namespace terrace {
+
 // By column and then by head: the order in which they were written, and lie on NVMe.
 void AttendPass::ListBlocks() {
   far_.clear();
-  for (size_t kv_head = 0; kv_head < heads_.size(); ++kv_head) {
+  for (uint32_t kv_head = 0; kv_head < heads_.size(); ++kv_head) {
     const Head& head = heads_[kv_head];
-    const bool all =
-        head.policy->kind() == LookupKind::kFull || (head.policy->looks_up() && !NeedsScores(head));
+    const bool has_index = head.policy->has_index();
+    const bool all = head.policy->kind() == LookupKind::kFull || has_index ||
+                     (head.policy->looks_up() && !NeedsScores(head));
     if (all) {
-      for (size_t block = 0; block < blocks_; ++block) {
-        far_.push_back({static_cast<uint32_t>(block), static_cast<uint32_t>(kv_head)});
-      }
-    } else {
-      for (const uint32_t block : head.chosen) {
-        far_.push_back({block, static_cast<uint32_t>(kv_head)});
+      // All that no index answers for.
+      for (uint32_t block = 0; block < blocks_; ++block) {
+        if (block == 0 || block >= head.indexed) far_.push_back({false, block, kv_head});
       }
     }
+    if (!all || has_index) {
+      for (const uint32_t block : head.chosen) far_.push_back({has_index, block, kv_head});
+    }
   }
-  std::sort(far_.begin(), far_.end(), [](const FarBlock& a, const FarBlock& b) {
-    return a.column != b.column ? a.column < b.column : a.kv_head < b.kv_head;
-  });
+  std::sort(far_.begin(), far_.end());
   // What is on its way takes at most three quarters of the room: other contexts want some as well.
   const size_t share = core_.tiers().max_fetch_blocks(Tier::kDram) * 3 / 4;
   round_blocks_ = std::clamp<size_t>(share / kRoundsAhead, 1, kMaxRoundBlocks);
@@ -35,6 +36,9 @@ void AttendPass::ListBlocks() {
 }
 
 BlockId AttendPass::IdOf(const FarBlock& block, size_t layer) const {
+  if (block.is_cluster) {
+    return context_->index_->cluster_block(block.column, layer, block.kv_head);
+  }
   return core_.columns().block(context_->columns_[block.column], layer, block.kv_head);
 }
 
@@ -43,7 +47,7 @@ absl::Status AttendPass::RequestRounds() {
   while (ticket_count_ < rounds_ahead_ && requested_ < far_.size()) {
     ListReads();
     absl::StatusOr<std::optional<Ticket>> ticket =
-        core_.tiers().TryFetchAsync(reads_, {.target = Tier::kDram});
+        core_.tiers().TryFetchAsync(reads_, {.target = Tier::kDram, .deadline = RoundDeadline()});
     if (!ticket.ok()) return ticket.status();
     if (!ticket->has_value()) break;
     tickets_[(first_ticket_ + ticket_count_) % kRoundsAhead] = **std::move(ticket);
@@ -65,6 +69,7 @@ void AttendPass::ListReads() {
   const size_t count = std::min(round_blocks_, far_.size() - requested_);
   reads_.clear();
   for (size_t i = requested_; i < requested_ + count; ++i) {
+    if (far_[i].is_cluster != far_[requested_].is_cluster) break;
     reads_.push_back({.id = IdOf(far_[i], layer_)});
   }
 }
@@ -86,6 +91,7 @@ absl::StatusOr<Lease> AttendPass::AwaitRound(absl::Span<AttendPass* const> batch
     }
     absl::StatusOr<Lease> lease = core_.tiers().Fetch(
         reads_, {.target = Tier::kDram,
+                 .deadline = RoundDeadline(),
                  .lease_patience = waits ? RuntimeCore::kLeasePatience : absl::ZeroDuration()});
     if (lease.ok()) {
       requested_ += reads_.size();
@@ -121,13 +127,18 @@ void AttendPass::AttendRound(const Lease& lease) {
   for (Head& head : heads_) head.parts.clear();
   for (size_t i = 0; i < lease.size(); ++i) {
     const FarBlock& block = far_[attended_ + i];
-    CountBlock(block, lease[i]);
+    if (block.is_cluster) {
+      CountCluster(block, lease[i]);
+    } else {
+      CountBlock(block, lease[i]);
+    }
     if (lease[i].outcome != BlockOutcome::kServed) continue;
     const KvRun run = {.keys = lease[i].data,
                        .values = lease[i].data + lease[i].bytes / 2,
                        .tokens = tokens,
                        .dtype = core_.shape().dtype};
-    const size_t skipped = block.column == 0 ? sinks : 0;  // they were attended to
+    // Sinks were attended to.
+    const size_t skipped = block.column == 0 && !block.is_cluster ? sinks : 0;
     if (skipped == tokens) continue;
     heads_[block.kv_head].parts.push_back(
         {.run = run.WithStrides(head_dim).Slice(skipped, tokens - skipped)});
@@ -165,6 +176,27 @@ void AttendPass::CountBlock(const FarBlock& block, const LeasedBlock& leased) {
   context_->lost_.Add(lost);
 }
 
+// A cluster that is not there is estimated.
+void AttendPass::CountCluster(const FarBlock& block, const LeasedBlock& leased) {
+  Head& head = heads_[block.kv_head];
+  switch (leased.outcome) {
+    case BlockOutcome::kServed:
+      ++head.stats.blocks;
+      ++head.stats.hits[static_cast<size_t>(leased.hit_tier)];
+      if (leased.hit_tier == Tier::kNvme) head.stats.fetched_bytes += leased.bytes;
+      head.read.push_back(block.column);
+      return;
+    case BlockOutcome::kLate:
+      ++head.stats.late_blocks;
+      return;
+    case BlockOutcome::kMiss:
+    case BlockOutcome::kLost:
+      ++head.stats.lost_blocks;
+      context_->index_->NoteLost(layer_, block.kv_head, block.column);
+      return;
+  }
+}
+
 // A step goes through the layers in order and the next layer mostly wants what it wanted in the
 // last step, or everything. A hint costs little where the blocks are in DRAM already.
 void AttendPass::PrefetchNextLayer() {
@@ -173,11 +205,12 @@ void AttendPass::PrefetchNextLayer() {
                     far_.begin() + static_cast<ptrdiff_t>(std::min(far_.size(), round_blocks_)));
   const size_t next = (layer_ + 1) % core_.shape().layers;
   if (core_.options().tiers.nvme_bytes == 0 || next == layer_) return;
-  const auto blocks = static_cast<uint32_t>(static_cast<size_t>(context_->tail_.first(next)) /
-                                            core_.block_tokens());
+  const size_t blocks = context_->SealedColumns(next).size();
+  const ClusterLookup* const lookup = context_->index_->clusters(next);
+  const size_t clusters = lookup != nullptr ? lookup->clusters() : 0;
   hints_.clear();
   for (const FarBlock& block : context_->last_blocks_[next]) {
-    if (block.column < blocks) hints_.push_back(IdOf(block, next));
+    if (block.column < (block.is_cluster ? clusters : blocks)) hints_.push_back(IdOf(block, next));
   }
   core_.tiers().Prefetch(hints_, Tier::kDram);
 }

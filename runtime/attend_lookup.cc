@@ -21,6 +21,7 @@ constexpr double kAllMissed = 1e6;
 void AttendPass::Lookup(size_t kv_head, size_t worker) {
   Head& head = heads_[kv_head];
   head.chosen.clear();
+  if (head.indexed > 1) LookupInIndex(kv_head);
   if (!NeedsScores(head)) return;
   const BlockSummary& summary = *head.policy->summary();
   head.summaries.resize(blocks_);

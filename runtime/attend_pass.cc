@@ -102,7 +102,9 @@ absl::Status AttendPass::Begin(Context& context, size_t layer, const AttendInput
   attended_ = requested_ = 0;
   lookup_seconds_ = wait_seconds_ = attend_seconds_ = 0;
   GroupQueries();
-  return TakeQueries(input);
+  if (absl::Status status = TakeQueries(input); !status.ok()) return status;
+  UseIndexes(layer);
+  return absl::OkStatus();
 }
 
 void AttendPass::GroupQueries() {
@@ -181,6 +183,8 @@ void AttendPass::Run(RuntimeCore& core, absl::Span<AttendPass* const> passes) {
   for (AttendPass* const pass : passes) {
     if (pass->status_.ok()) pass->status_ = pass->AttendBlocks(passes);
     if (pass->status_.ok()) {
+      pass->AttendTokens();
+      pass->EstimateClusters();
       pass->Finish();
     } else {
       pass->ForgetRequests();
@@ -252,6 +256,7 @@ void AttendPass::Finish() {
   PrefetchNextLayer();
   ++stats.calls;
   stats.queries += positions_.size();
+  stats.index_seconds += index_seconds_;
   stats.lookup_seconds += lookup_seconds_;
   stats.wait_seconds += wait_seconds_;
   stats.attend_seconds += attend_seconds_;

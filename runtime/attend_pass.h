@@ -9,6 +9,8 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "index/cluster_table.h"
+#include "index/key_index.h"
 #include "runtime/attention_parallel.h"
 #include "runtime/context.h"
 #include "runtime/lookup_policy.h"
@@ -20,10 +22,11 @@ namespace terrace {
 
 // One call to Attend, and the memory that it needs, which later calls use again:
 //
-//   1. lookup: each KV head names the blocks that its queries want;
+//   1. lookup: each KV head names the blocks, clusters or tokens that its queries want;
 //   2. the first round of them is fetched, while
 //   3. the heads attend to sinks and window;
-//   4. round by round, they attend to the blocks that came while the next round is on its way;
+//   4. round by round, they attend to the blocks that came while the next round is on its way, then
+//      to tokens that graphs found, and estimate clusters that were left out;
 //   5. the parts merge by log-sum-exp.
 //
 // The result depends on the call, the state of the context and the options of the runtime, not on
@@ -72,9 +75,16 @@ class AttendPass {
     std::vector<float> scores;                // [samples, blocks]
     std::vector<float> levels;                // [samples]
     std::vector<float> ranks;                 // [blocks]
-    std::vector<uint32_t> chosen;             // ascending
-    std::vector<AttentionPart> parts;         // of the job at hand
-    LookupStats stats;                        // of this call
+    std::vector<uint32_t> chosen;             // ascending: blocks or clusters
+    // Of columns 1 to indexed - 1 it looks up tokens or clusters in an index.
+    size_t indexed = 1;
+    KeySearchResult found;         // of a graph
+    std::vector<uint32_t> tokens;  // that it attends to, ascending, as GraphLookup numbers them
+    std::vector<std::byte> rows;   // their keys, [tokens, head_dim], and values
+    ClusterScores cluster_scores;
+    std::vector<uint32_t> read;        // clusters that it attended to
+    std::vector<AttentionPart> parts;  // of the job at hand
+    LookupStats stats;                 // of this call
   };
 
   // attend_pass.cc
@@ -113,6 +123,12 @@ class AttendPass {
   void ShareChoices();
   void EstimateMissedMass(Head& head) const;
 
+  // attend_index.cc
+  void UseIndexes(size_t layer) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  void LookupInIndex(size_t kv_head) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  void AttendTokens() ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  void EstimateClusters() ABSL_NO_THREAD_SAFETY_ANALYSIS;
+
   // attend_blocks.cc
   void ListBlocks();
   absl::Status RequestRounds();
@@ -125,6 +141,12 @@ class AttendPass {
   absl::Status AttendBlocks(absl::Span<AttendPass* const> batch);
   void AttendRound(const Lease& lease) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void CountBlock(const FarBlock& block, const LeasedBlock& leased) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  void CountCluster(const FarBlock& block,
+                    const LeasedBlock& leased) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  // Of the round at hand: clusters are waited for until the deadline.
+  absl::Time RoundDeadline() const {
+    return far_[requested_].is_cluster ? deadline_ : absl::InfiniteFuture();
+  }
   BlockId IdOf(const FarBlock& block, size_t layer) const ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void PrefetchNextLayer() ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
@@ -148,7 +170,8 @@ class AttendPass {
   std::unique_ptr<ParallelAttention> attention_;
   std::vector<AttentionJob> jobs_;
 
-  // Blocks to attend to, by column and head, and how far they are.
+  absl::Time deadline_;  // for clusters
+  // Blocks to attend to, by column and head, clusters last, and how far they are.
   std::vector<FarBlock> far_;
   size_t attended_ = 0;   // those of earlier rounds
   size_t requested_ = 0;  // and those that the tickets bring
@@ -160,6 +183,7 @@ class AttendPass {
   std::vector<BlockRead> reads_;
   std::vector<BlockId> hints_;
 
+  double index_seconds_ = 0;
   double lookup_seconds_ = 0;
   double wait_seconds_ = 0;
   double attend_seconds_ = 0;

@@ -6,13 +6,17 @@
 #include "absl/strings/str_cat.h"
 #include "io/check.h"
 #include "runtime/attend_pass.h"
+#include "runtime/context_index.h"
 #include "runtime/prefix_cache.h"
 #include "runtime/runtime_core.h"
 #include "runtime/saved_contexts.h"
 
 namespace terrace {
 
-Context::Context(RuntimeCore& core) : core_(core), tail_(core.tail_layout(), core.rope()) {
+Context::Context(RuntimeCore& core)
+    : core_(core),
+      tail_(core.tail_layout(), core.rope()),
+      index_(std::make_unique<ContextIndex>(core)) {
   absl::MutexLock lock(&mu_);
   // All that can be: sealing a block then allocates nothing.
   columns_.reserve(core.columns().options().columns);
@@ -124,6 +128,18 @@ absl::Status Context::Attend(size_t layer, const AttendInput& input, const Atten
   return status;
 }
 
+absl::Span<const ColumnIndex> Context::SealedColumns(size_t layer) const {
+  return absl::MakeConstSpan(columns_).first(static_cast<size_t>(tail_.first(layer)) /
+                                             core_.block_tokens());
+}
+
+absl::Status Context::BuildIndex(size_t layer) {
+  if (absl::Status status = CheckLayer(layer); !status.ok()) return status;
+  absl::MutexLock lock(&mu_);
+  if (absl::Status status = MakeReady(); !status.ok()) return status;
+  return index_->Build(layer, SealedColumns(layer));
+}
+
 absl::Status Context::Save(absl::string_view name) {
   absl::MutexLock lock(&mu_);
   if (absl::Status status = MakeReady(); !status.ok()) return status;
@@ -142,6 +158,7 @@ void Context::ReleaseAll() {
   tail_.Attach(nullptr);
   if (parked_.has_value()) core_.tiers().Drop(ParkedBlocks());
   parked_.reset();
+  index_->Clear();
   core_.columns().Release(columns_);
   columns_.clear();
   sealed_layers_.clear();
@@ -188,7 +205,9 @@ std::vector<LostTokens> Context::Lost() const {
 
 ContextStats Context::Stats() const {
   absl::MutexLock lock(&mu_);
-  return stats_;
+  ContextStats stats = stats_;
+  stats.index_refusals = index_->refusals();
+  return stats;
 }
 
 }  // namespace terrace

@@ -23,12 +23,16 @@
 
 namespace terrace {
 
+class ContextIndex;
 class RuntimeCore;
 
 // One block that a KV head attends to.
 struct FarBlock {
-  uint32_t column = 0;  // from the start of the context
+  bool is_cluster = false;
+  uint32_t column = 0;  // from the start of the context, or the number of the cluster
   uint32_t kv_head = 0;
+
+  friend auto operator<=>(const FarBlock&, const FarBlock&) = default;
 };
 
 // Keys and values of consecutive tokens of one layer. Borrowed until the call returns.
@@ -91,6 +95,12 @@ class Context {
   absl::Status Attend(size_t layer, const AttendInput& input, const AttendOutput& output)
       ABSL_LOCKS_EXCLUDED(mu_);
 
+  // Indexes all sealed tokens of one layer for its heads with policies graph and cluster. Attend
+  // does it by itself when there is enough to index, in the call that finds it so; this is for
+  // engines that want to choose the time, or to know how it went. kResourceExhausted where there is
+  // no room, kDataLoss where a block is lost; what is not indexed is attended to exactly.
+  absl::Status BuildIndex(size_t layer) ABSL_LOCKS_EXCLUDED(mu_);
+
   // Forgets the tokens from `tokens` on, in all layers, as when speculative tokens are rejected or
   // a step ended in an error; no more than the shortest layer has can stay. What was in the window
   // before is fetched back. kDataLoss when a block that must come back is lost, which loses the
@@ -135,6 +145,9 @@ class Context {
   explicit Context(RuntimeCore& core);
 
   int64_t TokensLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The sealed columns of a layer.
+  absl::Span<const ColumnIndex> SealedColumns(size_t layer) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Brings the window into memory; fails for a context that is gone.
   absl::Status MakeReady() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckLayer(size_t layer) const;
@@ -207,6 +220,7 @@ class Context {
   // What the last call attended to first, by layer: what the next step probably wants.
   std::vector<std::vector<FarBlock>> last_blocks_ ABSL_GUARDED_BY(mu_);
   LostTokenList lost_ ABSL_GUARDED_BY(mu_);
+  const std::unique_ptr<ContextIndex> index_ ABSL_PT_GUARDED_BY(mu_);
   ContextStats stats_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "io/check.h"
 #include "runtime/context.h"
+#include "runtime/context_index.h"
 #include "runtime/runtime_core.h"
 
 namespace terrace {
@@ -61,6 +62,7 @@ absl::Status Context::ParkLocked() {
       }
     }
   }
+  index_->Unpin();
   tail_.Attach(nullptr);
   core_.GiveTail(std::exchange(memory_, nullptr));
   state_ = State::kParked;

@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "io/check.h"
 #include "runtime/context.h"
+#include "runtime/context_index.h"
 #include "runtime/runtime_core.h"
 
 namespace terrace {
@@ -47,6 +48,7 @@ absl::StatusOr<std::unique_ptr<Context>> Context::Fork(int64_t tokens) {
   fork->token_ids_ = token_ids_;
   fork->chain_ = chain_;
   fork->lost_ = lost_;
+  fork->index_->CopyFrom(*index_);
   fork->tail_.CopyFrom(tail_, tokens);
   fork->has_sinks_ = true;
   if (absl::Status status = fork->ReturnTo(tokens); !status.ok()) return status;
@@ -92,6 +94,7 @@ absl::Status Context::ReturnTo(int64_t tokens) {
   has_sinks_ = true;
   rewind_to_.reset();
   const size_t columns = static_cast<size_t>(kept) / core_.block_tokens();
+  index_->Truncate(columns);
   core_.columns().Release(absl::MakeConstSpan(columns_).subspan(columns));
   columns_.resize(columns);
   sealed_layers_.resize(columns);

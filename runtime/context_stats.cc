@@ -5,6 +5,8 @@ namespace terrace {
 LookupStats& LookupStats::operator+=(const LookupStats& other) {
   blocks += other.blocks;
   lost_blocks += other.lost_blocks;
+  late_blocks += other.late_blocks;
+  tokens += other.tokens;
   for (size_t tier = 0; tier < kTierCount; ++tier) hits[tier] += other.hits[tier];
   fetched_bytes += other.fetched_bytes;
   missed_mass += other.missed_mass;
@@ -16,6 +18,7 @@ LayerStats& LayerStats::operator+=(const LayerStats& other) {
   calls += other.calls;
   queries += other.queries;
   local_tokens += other.local_tokens;
+  index_seconds += other.index_seconds;
   lookup_seconds += other.lookup_seconds;
   wait_seconds += other.wait_seconds;
   attend_seconds += other.attend_seconds;

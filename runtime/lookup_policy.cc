@@ -6,17 +6,22 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 
 namespace terrace {
 namespace {
 
-constexpr LookupKind kKinds[] = {LookupKind::kFull, LookupKind::kStreaming, LookupKind::kInfllm,
-                                 LookupKind::kQuest};
+constexpr size_t kMostKeys = size_t{1} << 20;
+
+constexpr LookupKind kKinds[] = {LookupKind::kFull,  LookupKind::kStreaming, LookupKind::kInfllm,
+                                 LookupKind::kQuest, LookupKind::kGraph,     LookupKind::kCluster};
 
 bool Takes(LookupKind kind, KeyState state) {
   switch (kind) {
     case LookupKind::kFull:
     case LookupKind::kQuest:
+    case LookupKind::kGraph:
+    case LookupKind::kCluster:
       return state == KeyState::kAfterRope;
     case LookupKind::kInfllm:
       return state == KeyState::kBeforeRope;
@@ -31,6 +36,8 @@ absl::StatusOr<std::unique_ptr<BlockSummary>> MakeSummary(const LookupOptions& o
   switch (options.kind) {
     case LookupKind::kFull:
     case LookupKind::kStreaming:
+    case LookupKind::kGraph:
+    case LookupKind::kCluster:
       return nullptr;
     case LookupKind::kInfllm:
       return MakeRepresentatives({.head_dim = head_dim,
@@ -45,6 +52,28 @@ absl::StatusOr<std::unique_ptr<BlockSummary>> MakeSummary(const LookupOptions& o
   return absl::InvalidArgumentError("lookup: no such kind");
 }
 
+absl::Status CheckIndexOptions(const LookupOptions& options) {
+  if (options.kind == LookupKind::kGraph && (options.keys == 0 || options.keys > kMostKeys)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("lookup policy graph: keys: ", options.keys, " is not from 1 to ", kMostKeys));
+  }
+  if (options.kind == LookupKind::kGraph && options.effort > kMostKeys) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("lookup policy graph: effort: ", options.effort, " is more than ", kMostKeys));
+  }
+  // NaN fails both comparisons.
+  if (options.kind == LookupKind::kCluster && !(options.share > 0 && options.share <= 1)) {
+    return absl::InvalidArgumentError(absl::StrCat("lookup policy cluster: share: ", options.share,
+                                                   " is not above 0 and at most 1"));
+  }
+  if (options.kind == LookupKind::kCluster && options.patience < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("lookup policy cluster: patience: ", absl::FormatDuration(options.patience),
+                     " is negative"));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 const char* LookupKindName(LookupKind kind) {
@@ -57,6 +86,10 @@ const char* LookupKindName(LookupKind kind) {
       return "infllm";
     case LookupKind::kQuest:
       return "quest";
+    case LookupKind::kGraph:
+      return "graph";
+    case LookupKind::kCluster:
+      return "cluster";
   }
   return "unknown";
 }
@@ -66,7 +99,10 @@ absl::StatusOr<LookupKind> ParseLookupKind(absl::string_view name) {
     if (name == LookupKindName(kind)) return kind;
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("lookup policy '", name, "' is not one of full, streaming, infllm, quest"));
+      absl::StrCat("lookup policy '", name, "' is not one of ",
+                   absl::StrJoin(kKinds, ", ", [](std::string* text, LookupKind kind) {
+                     absl::StrAppend(text, LookupKindName(kind));
+                   })));
 }
 
 LookupOptions PublishedInfllm(size_t blocks, size_t representatives) {
@@ -95,6 +131,7 @@ absl::StatusOr<std::unique_ptr<LookupPolicy>> LookupPolicy::Create(const LookupO
     return absl::InvalidArgumentError(absl::StrCat("lookup policy ", LookupKindName(options.kind),
                                                    ": blocks: 0 is not at least 1; use streaming"));
   }
+  if (absl::Status status = CheckIndexOptions(options); !status.ok()) return status;
   return std::unique_ptr<LookupPolicy>(new LookupPolicy(options, *std::move(summary)));
 }
 

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "index/block_summary.h"
 #include "runtime/model_shape.h"
@@ -21,11 +22,13 @@ enum class LookupKind : uint8_t {
   kStreaming,  // nothing (StreamingLLM, arXiv 2309.17453)
   kInfllm,     // blocks by their representatives (InfLLM, arXiv 2402.04617)
   kQuest,      // blocks by the bounds of their keys (Quest, arXiv 2406.10774)
+  kGraph,      // single tokens by a graph over their keys (RetrievalAttention, arXiv 2409.10516)
+  kCluster,    // clusters of keys; the others by estimate (RetroInfer, arXiv 2505.02922)
 };
 
-inline constexpr size_t kLookupKinds = 4;
+inline constexpr size_t kLookupKinds = 6;
 
-// "full", "streaming", "infllm", "quest".
+// "full", "streaming", "infllm", "quest", "graph", "cluster".
 const char* LookupKindName(LookupKind kind);
 // kInvalidArgument naming the known ones.
 absl::StatusOr<LookupKind> ParseLookupKind(absl::string_view name);
@@ -40,6 +43,13 @@ struct LookupOptions {
   // representatives. Otherwise each KV head has its own, ranked by its strongest match.
   bool pooled = false;
   size_t page_tokens = 16;  // quest: tokens that share a bound
+
+  size_t keys = 100;  // graph: tokens that each query attends to
+  size_t effort = 0;  // graph: the width of the search's beam; 0: two and a half times `keys`
+  // cluster: of the indexed tokens, the share that a step attends to; the others are estimated.
+  double share = 0.03;
+  // cluster: how long a call waits for clusters that it wants. What comes later is estimated too.
+  absl::Duration patience = absl::InfiniteDuration();
 };
 
 // infllm as the paper has it: pooled, by most mass.
@@ -53,6 +63,8 @@ LookupOptions PublishedInfllm(size_t blocks, size_t representatives = 4);
 //   infllm    sinks and blocks at the edge of the  -
 //             window, as the paper does
 //   quest     -                                    blocks at their position
+//   graph,    -                                    tokens at their position
+//   cluster
 //
 // Constant after construction, so thread-safe.
 class LookupPolicy {
@@ -65,6 +77,11 @@ class LookupPolicy {
   const LookupOptions& options() const { return options_; }
   LookupKind kind() const { return options_.kind; }
   bool looks_up() const { return summary_ != nullptr; }
+  // Whether sealed tokens are in an index of the context's own, from where calls with few positions
+  // look them up. Calls with more, and tokens that the index does not have yet, attend to all.
+  bool has_index() const {
+    return options_.kind == LookupKind::kGraph || options_.kind == LookupKind::kCluster;
+  }
   // All KV heads of a layer attend to the same blocks. Heads that share must share one policy.
   bool shares_blocks() const { return looks_up() && options_.pooled; }
   // What it keeps of a block; null where nothing.

@@ -12,9 +12,10 @@
 
 namespace terrace {
 
-absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Open(const RuntimeOptions& options) {
+absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Open(const RuntimeOptions& options,
+                                                       TierManager::Parts parts) {
   if (absl::Status status = options.Validate(); !status.ok()) return status;
-  auto core = RuntimeCore::Open(options);
+  auto core = RuntimeCore::Open(options, std::move(parts));
   if (!core.ok()) return core.status();
   return std::unique_ptr<Runtime>(new Runtime(*std::move(core)));
 }
@@ -78,6 +79,7 @@ RuntimeStats Runtime::Stats() const {
   return {.tiers = core_->tiers().Stats(),
           .window_bytes = core_->window_bytes(),
           .summary_bytes = columns.memory_bytes(),
+          .index_bytes = core_->index_bytes(),
           .columns = columns.used(),
           .column_capacity = columns.options().columns};
 }

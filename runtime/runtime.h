@@ -36,6 +36,7 @@ struct RuntimeStats {
   TierStats tiers;
   uint64_t window_bytes = 0;   // reserved for sinks and windows, beside the tiers
   uint64_t summary_bytes = 0;  // reserved for what lookups keep of blocks
+  uint64_t index_bytes = 0;    // of graphs and clusters, of RuntimeOptions::IndexBytes
   size_t columns = 0;          // of all contexts and cached prefixes
   size_t column_capacity = 0;
 };
@@ -44,7 +45,12 @@ struct RuntimeStats {
 class Runtime {
  public:
   // kInvalidArgument naming the option; otherwise those of TierManager::Open and of memory.
-  static absl::StatusOr<std::unique_ptr<Runtime>> Open(const RuntimeOptions& options);
+  static absl::StatusOr<std::unique_ptr<Runtime>> Open(const RuntimeOptions& options) {
+    return Open(options, {});
+  }
+  // The same with a device of the caller's, for tests.
+  static absl::StatusOr<std::unique_ptr<Runtime>> Open(const RuntimeOptions& options,
+                                                       TierManager::Parts parts);
   // REQUIRES: no context is left.
   ~Runtime();
 

@@ -14,6 +14,10 @@
 namespace terrace {
 namespace {
 
+// Of the DRAM tier, what leases that are held for long leave to others.
+constexpr size_t kUnpinnedShare = 16;
+constexpr size_t kUnpinnedRows = 4;  // and at least so many blocks of each KV head
+
 // Blocks that all tiers together can hold.
 size_t BlocksOf(const TierManagerOptions& tiers) {
   return static_cast<size_t>((tiers.hbm_bytes + tiers.dram_bytes + tiers.nvme_bytes) /
@@ -22,7 +26,8 @@ size_t BlocksOf(const TierManagerOptions& tiers) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<RuntimeCore>> RuntimeCore::Open(RuntimeOptions options) {
+absl::StatusOr<std::unique_ptr<RuntimeCore>> RuntimeCore::Open(RuntimeOptions options,
+                                                               TierManager::Parts parts) {
   options.tiers.block_bytes = options.BlockBytes();
   options.tiers.model_fingerprint = options.shape.Fingerprint(options.tokens_per_block);
   // Without rotated keys the angles are never used, but a head_dim that rope cannot split is fine.
@@ -30,7 +35,7 @@ absl::StatusOr<std::unique_ptr<RuntimeCore>> RuntimeCore::Open(RuntimeOptions op
   if (!rope.ok()) return rope.status();
   auto core = std::unique_ptr<RuntimeCore>(new RuntimeCore(std::move(options), *std::move(rope)));
   if (absl::Status status = core->MakePolicies(); !status.ok()) return status;
-  auto tiers = TierManager::Open(core->options_.tiers);
+  auto tiers = TierManager::Open(core->options_.tiers, std::move(parts));
   if (!tiers.ok()) return tiers.status();
   core->tiers_ = *std::move(tiers);
   if (absl::Status status = core->MakeMemory(); !status.ok()) return status;
@@ -79,12 +84,16 @@ absl::Status RuntimeCore::MakeMemory() {
     summary_bytes.push_back((bytes + kCacheLine - 1) / kCacheLine * kCacheLine);
   }
   const size_t heads = size_t{options_.shape.layers} * options_.shape.kv_heads;
-  auto columns = ColumnTable::Create({.columns = BlocksOf(options_.tiers) / heads + 1,
-                                      .layers = options_.shape.layers,
-                                      .kv_heads = options_.shape.kv_heads,
-                                      .tokens = options_.tokens_per_block,
-                                      .summary_bytes = std::move(summary_bytes)},
-                                     *tiers_);
+  // Columns of clusters have no blocks of other heads, so that there may be more of them.
+  const bool has_index = std::any_of(policies_.begin(), policies_.end(),
+                                     [](const auto& policy) { return policy->has_index(); });
+  auto columns =
+      ColumnTable::Create({.columns = (BlocksOf(options_.tiers) / heads + 1) * (has_index ? 2 : 1),
+                           .layers = options_.shape.layers,
+                           .kv_heads = options_.shape.kv_heads,
+                           .tokens = options_.tokens_per_block,
+                           .summary_bytes = std::move(summary_bytes)},
+                          *tiers_);
   if (!columns.ok()) return columns.status();
   columns_ = *std::move(columns);
 
@@ -175,6 +184,46 @@ absl::StatusOr<std::unique_ptr<AttendPass>> RuntimeCore::TakePass() {
 void RuntimeCore::GivePass(std::unique_ptr<AttendPass> pass) {
   absl::MutexLock lock(&mu_);
   passes_.push_back(std::move(pass));
+}
+
+absl::Status RuntimeCore::TakeIndexMemory(uint64_t bytes) {
+  absl::MutexLock lock(&mu_);
+  const uint64_t limit = options_.IndexBytes();
+  if (bytes > limit || index_bytes_ > limit - bytes) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "index_bytes: ", bytes, " bytes more than the ", index_bytes_, " in use exceed ", limit));
+  }
+  index_bytes_ += bytes;
+  return absl::OkStatus();
+}
+
+void RuntimeCore::GiveIndexMemory(uint64_t bytes) {
+  absl::MutexLock lock(&mu_);
+  index_bytes_ -= bytes;
+}
+
+uint64_t RuntimeCore::index_bytes() const {
+  absl::MutexLock lock(&mu_);
+  return index_bytes_;
+}
+
+absl::Status RuntimeCore::TakePins(size_t blocks) {
+  const size_t all = tiers_->max_fetch_blocks(Tier::kDram);
+  const size_t left = std::max(all / kUnpinnedShare, kUnpinnedRows * options_.shape.kv_heads);
+  const size_t limit = all - std::min(all, left);
+  absl::MutexLock lock(&mu_);
+  if (blocks > limit || pins_ > limit - blocks) {
+    return absl::ResourceExhaustedError(absl::StrCat("tiers.dram_bytes: of ", all, " blocks, ",
+                                                     pins_, " are kept for graphs, and ", blocks,
+                                                     " more exceed ", limit));
+  }
+  pins_ += blocks;
+  return absl::OkStatus();
+}
+
+void RuntimeCore::GivePins(size_t blocks) {
+  absl::MutexLock lock(&mu_);
+  pins_ -= blocks;
 }
 
 absl::Status RuntimeCore::CompleteSummaries(absl::Span<const ColumnIndex> columns) {

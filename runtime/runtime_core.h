@@ -41,7 +41,8 @@ class RuntimeCore {
   static constexpr absl::Duration kLeasePatience = absl::Seconds(30);
 
   // `options` validate.
-  static absl::StatusOr<std::unique_ptr<RuntimeCore>> Open(RuntimeOptions options);
+  static absl::StatusOr<std::unique_ptr<RuntimeCore>> Open(RuntimeOptions options,
+                                                           TierManager::Parts parts);
   ~RuntimeCore();
 
   const RuntimeOptions& options() const { return options_; }
@@ -83,6 +84,16 @@ class RuntimeCore {
   absl::Status CompleteSummaries(absl::Span<const ColumnIndex> columns);
   uint64_t window_bytes() const { return tails_.size(); }
 
+  // --- What indexes of contexts take ---
+  // Memory beside the tiers, up to RuntimeOptions::IndexBytes. kResourceExhausted beyond.
+  absl::Status TakeIndexMemory(uint64_t bytes) ABSL_LOCKS_EXCLUDED(mu_);
+  void GiveIndexMemory(uint64_t bytes) ABSL_LOCKS_EXCLUDED(mu_);
+  uint64_t index_bytes() const ABSL_LOCKS_EXCLUDED(mu_);
+  // Blocks of the DRAM tier that leases may hold for as long as a context is active. Some remain
+  // for everybody else: kResourceExhausted before that.
+  absl::Status TakePins(size_t blocks) ABSL_LOCKS_EXCLUDED(mu_);
+  void GivePins(size_t blocks) ABSL_LOCKS_EXCLUDED(mu_);
+
  private:
   explicit RuntimeCore(RuntimeOptions options, Rope rope);
   absl::Status MakePolicies();
@@ -101,7 +112,9 @@ class RuntimeCore {
   ColumnKey chain_root_;  // of prefixes
   AlignedBuffer tails_;
 
-  absl::Mutex mu_;
+  mutable absl::Mutex mu_;
+  uint64_t index_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  size_t pins_ ABSL_GUARDED_BY(mu_) = 0;
   absl::flat_hash_set<Context*> contexts_ ABSL_GUARDED_BY(mu_);
   std::vector<std::byte*> free_tails_ ABSL_GUARDED_BY(mu_);
   std::vector<std::unique_ptr<AttendPass>> passes_ ABSL_GUARDED_BY(mu_);

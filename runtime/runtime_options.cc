@@ -82,6 +82,7 @@ absl::Status RuntimeOptions::Validate() const {
         Between("sink_tokens", sink_tokens, 0, tokens_per_block),
         Between("window_tokens", window_tokens, 1, kMaxWindow),
         Between("max_append_tokens", max_append_tokens, 1, kMaxWindow),
+        Between("index_tail_tokens", index_tail_tokens, 1, kMaxWindow),
         Between("active_contexts", active_contexts, 1, kMaxActiveContexts),
         Between("threads", threads, 0, kMaxThreads), ValidateBlocks(*this)}) {
     if (!status.ok()) return status;

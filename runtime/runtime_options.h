@@ -43,12 +43,23 @@ struct RuntimeOptions {
   LookupOptions lookup = {};
   std::vector<LookupOverride> overrides = {};
 
+  // graph and cluster: sealed tokens that a step of decoding attends to one by one before they are
+  // worth indexing.
+  size_t index_tail_tokens = 1024;
+  // The memory that indexes of all contexts may take, beside the tiers; 0: a quarter of
+  // tiers.dram_bytes and a tenth of tiers.nvme_bytes. What finds no room is attended to exactly.
+  uint64_t index_bytes = 0;
+
   // Contexts whose sinks and windows are in memory at once. When one more is used, the one that was
   // idle longest moves to the tiers until it is used again.
   size_t active_contexts = 4;
   // That compute attention, the caller's included; 0: as many as there are processors.
   size_t threads = 0;
 
+  // index_bytes, spelled out.
+  uint64_t IndexBytes() const {
+    return index_bytes > 0 ? index_bytes : tiers.dram_bytes / 4 + tiers.nvme_bytes / 10;
+  }
   // The bytes of a block.
   size_t BlockBytes() const { return shape.BlockBytes(tokens_per_block); }
   const LookupOptions& LookupOf(uint32_t layer, uint32_t kv_head) const;

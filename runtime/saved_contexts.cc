@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "io/check.h"
+#include "runtime/context_index.h"
 #include "runtime/runtime_core.h"
 #include "xxhash.h"
 
@@ -22,6 +23,7 @@ namespace terrace {
 namespace {
 
 constexpr absl::string_view kSuffix = ".ctx";
+constexpr absl::string_view kIndexSuffix = ".idx";
 constexpr size_t kMaxName = 100;
 
 }  // namespace
@@ -32,6 +34,10 @@ std::string SavedContexts::Directory() const {
 
 std::string SavedContexts::Path(absl::string_view name) const {
   return absl::StrCat(Directory(), "/", name, kSuffix);
+}
+
+std::string SavedContexts::IndexPath(absl::string_view name) const {
+  return absl::StrCat(Directory(), "/", name, kIndexSuffix);
 }
 
 absl::Status SavedContexts::CheckName(absl::string_view name) const {
@@ -57,7 +63,7 @@ uint64_t SavedContexts::LookupFingerprint() const {
     for (size_t head = 0; head < core_.shape().kv_heads; ++head) {
       const LookupPolicy& policy = core_.policy(layer, head);
       if (!policy.looks_up()) {
-        absl::StrAppend(&text, "-/");
+        absl::StrAppend(&text, policy.has_index() ? LookupKindName(policy.kind()) : "-", "/");
         continue;
       }
       const LookupOptions& options = policy.options();
@@ -81,6 +87,9 @@ absl::Status SavedContexts::Recover() {
   const std::filesystem::directory_iterator end;
   for (; !error && directory != end; directory.increment(error)) {
     std::string name = directory->path().filename().string();
+    if (absl::EndsWith(name, kIndexSuffix) && !core_.options().tiers.reuse) {
+      std::filesystem::remove(directory->path(), error);
+    }
     if (!absl::EndsWith(name, kSuffix)) continue;
     name.resize(name.size() - kSuffix.size());
     if (!core_.options().tiers.reuse) {
@@ -89,7 +98,9 @@ absl::Status SavedContexts::Recover() {
     }
     Saved saved = ReadManifest(directory->path().string());
     all_known &= saved.status.ok();
-    for (const ColumnIndex column : saved.columns) {
+    std::vector<ColumnIndex> columns = saved.columns;
+    columns.insert(columns.end(), saved.postings.begin(), saved.postings.end());
+    for (const ColumnIndex column : columns) {
       for (size_t layer = 0; layer < core_.shape().layers; ++layer) {
         for (size_t head = 0; head < core_.shape().kv_heads; ++head) {
           claimed.insert(core_.columns().block(column, layer, head));
@@ -114,17 +125,30 @@ absl::Status SavedContexts::Save(absl::string_view name, Context& context) {
   if (absl::Status status = CheckName(name); !status.ok()) return status;
   // The manifest must not be there before what it refers to.
   if (absl::Status status = core_.tiers().Flush(); !status.ok()) return status;
+  Saved saved;
+  saved.tokens = context.TokensLocked();
+  saved.columns = context.columns_;
+  saved.index_id = core_.NewKey().low ^ core_.NewKey().high;
+  saved.index_fits = true;
   absl::MutexLock lock(&mu_);
   if (::mkdir(Directory().c_str(), 0700) != 0 && errno != EEXIST) {
     return absl::UnavailableError(absl::StrCat(Directory(), ": mkdir: ", strerror(errno)));
   }
-  if (absl::Status status = WriteManifest(Path(name), context); !status.ok()) return status;
-  Saved saved;
-  saved.tokens = context.TokensLocked();
-  saved.columns = context.columns_;
+  // Before the manifest that names it; the one before would not know it by its id.
+  if (context.index_->is_used()) {
+    if (absl::Status status = context.index_->Save(IndexPath(name), saved.index_id, saved.postings);
+        !status.ok()) {
+      return status;
+    }
+  }
+  if (absl::Status status = WriteManifest(Path(name), context, saved); !status.ok()) {
+    return status;
+  }
   core_.columns().AddReference(saved.columns);
+  core_.columns().AddReference(saved.postings);
   const auto [entry, is_new] = saved_.try_emplace(std::string(name));
   core_.columns().Release(entry->second.columns);
+  core_.columns().Release(entry->second.postings);
   entry->second = std::move(saved);
   return absl::OkStatus();
 }
@@ -146,6 +170,11 @@ absl::StatusOr<std::unique_ptr<Context>> SavedContexts::Load(absl::string_view n
     context->sealed_layers_.assign(saved.columns.size(), Context::kShared);
     core_.columns().AddReference(saved.columns);
     if (absl::Status status = ReadContext(Path(name), *context); !status.ok()) return status;
+    if (saved.index_fits && context->index_->is_used()) {
+      core_.columns().AddReference(saved.postings);
+      // What cannot be read is made anew.
+      context->index_->Load(IndexPath(name), saved.index_id, saved.postings).IgnoreError();
+    }
   }
   absl::Status status = core_.CompleteSummaries(context->columns_);
   if (status.ok()) status = context->ReturnTo(context->TokensLocked());
@@ -163,7 +192,9 @@ absl::Status SavedContexts::Forget(absl::string_view name) {
   if (::unlink(Path(name).c_str()) != 0 && errno != ENOENT) {
     return absl::UnavailableError(absl::StrCat(Path(name), ": unlink: ", strerror(errno)));
   }
+  ::unlink(IndexPath(name).c_str());
   core_.columns().Release(found->second.columns);
+  core_.columns().Release(found->second.postings);
   saved_.erase(found);
   return absl::OkStatus();
 }

@@ -21,7 +21,8 @@ namespace terrace {
 
 // The contexts that outlive their process. Each is a manifest, `contexts/NAME.ctx` in the directory
 // of the NVMe tier: what the window holds, which tokens they are, the keys of the columns and their
-// summaries. The blocks are on NVMe, owned on behalf of the manifest. Private to runtime/.
+// summaries. The blocks are on NVMe, owned on behalf of the manifest. What its index knows is in a
+// file beside it, `contexts/NAME.idx`, without which the index is built anew. Private to runtime/.
 //
 // Thread-safe; saving writes a file while the lock is held, so savers take turns.
 class SavedContexts {
@@ -44,12 +45,16 @@ class SavedContexts {
   struct Header;
   struct Saved {
     int64_t tokens = 0;
-    std::vector<ColumnIndex> columns;  // referred to
+    std::vector<ColumnIndex> columns;   // referred to
+    std::vector<ColumnIndex> postings;  // of its clusters, referred to
+    uint64_t index_id = 0;              // of the file of its index
+    bool index_fits = false;            // it was made by the policies of this runtime
     absl::Status status;
   };
 
   std::string Directory() const;
   std::string Path(absl::string_view name) const;
+  std::string IndexPath(absl::string_view name) const;
   absl::Status CheckName(absl::string_view name) const;
   uint64_t LookupFingerprint() const;
   uint32_t SummaryLines() const;
@@ -58,13 +63,14 @@ class SavedContexts {
   Saved ReadManifest(const std::string& path) const;
   absl::Status ReadHeader(CheckedFileReader& file, Header& header) const;
   absl::Status ReadColumns(CheckedFileReader& file, const Header& header, Saved& saved) const;
+  absl::Status ReadPostings(CheckedFileReader& file, const Header& header, Saved& saved) const;
   absl::StatusOr<ColumnIndex> ReadColumn(CheckedFileReader& file, const Header& header,
                                          bool summaries_fit) const;
   absl::Status ReadContext(const std::string& path, Context& context) const;
   absl::Status ReadWindow(CheckedFileReader& file, const Header& header,
                           Context& context) const ABSL_NO_THREAD_SAFETY_ANALYSIS;
-  absl::Status WriteManifest(const std::string& path,
-                             const Context& context) const ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  absl::Status WriteManifest(const std::string& path, const Context& context,
+                             const Saved& saved) const ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void WriteWindow(CheckedFileWriter& file,
                    const Context& context) const ABSL_NO_THREAD_SAFETY_ANALYSIS;
 

@@ -15,7 +15,7 @@ constexpr size_t kCacheLine = 64;
 }  // namespace
 
 // The sections of a manifest, each with its checksum: the header; the tokens and the window; the
-// columns.
+// columns, and the keys of those of its clusters.
 struct SavedContexts::Header {
   uint64_t magic = kMagic;
   uint32_t version = kVersion;
@@ -26,6 +26,8 @@ struct SavedContexts::Header {
   int64_t first = 0;  // of the window, in every layer
   uint64_t named_tokens = 0;
   uint64_t columns = 0;
+  uint64_t postings = 0;
+  uint64_t index_id = 0;
 };
 
 // RuntimeCore pads the summary of every head to whole lines.
@@ -58,6 +60,7 @@ absl::Status SavedContexts::ReadHeader(CheckedFileReader& file, Header& header) 
   const bool plausible = header.first >= 0 && header.first % block == 0 &&
                          header.first <= header.tokens &&
                          header.columns == static_cast<uint64_t>(header.first / block) &&
+                         header.postings <= header.columns &&
                          header.named_tokens <= static_cast<uint64_t>(header.tokens) &&
                          header.tokens - header.first <= int64_t{1} << 32 &&
                          header.named_tokens * sizeof(int32_t) + WindowBytes(header) <= file.left();
@@ -76,8 +79,17 @@ SavedContexts::Saved SavedContexts::ReadManifest(const std::string& path) const 
   }
   if (saved.status.ok()) saved.status = (*file)->EndSection();
   if (saved.status.ok()) saved.status = ReadColumns(**file, header, saved);
-  if (saved.status.ok()) saved.tokens = header.tokens;
-  if (!saved.status.ok()) core_.columns().Abandon(std::exchange(saved.columns, {}));
+  if (saved.status.ok()) saved.status = ReadPostings(**file, header, saved);
+  saved.tokens = header.tokens;
+  saved.index_id = header.index_id;
+  saved.index_fits = header.lookups == LookupFingerprint();
+  if (!saved.status.ok()) {
+    core_.columns().Abandon(saved.columns);
+    core_.columns().Abandon(saved.postings);
+    Saved failed;
+    failed.status = std::move(saved.status);
+    return failed;
+  }
   return saved;
 }
 
@@ -97,6 +109,18 @@ absl::Status SavedContexts::ReadColumns(CheckedFileReader& file, const Header& h
     for (const ColumnIndex column : saved.columns) core_.columns().Complete(column);
   }
   return absl::OkStatus();
+}
+
+absl::Status SavedContexts::ReadPostings(CheckedFileReader& file, const Header& header,
+                                         Saved& saved) const {
+  for (uint64_t i = 0; i < header.postings; ++i) {
+    ColumnKey key;
+    if (absl::Status status = file.Read(key); !status.ok()) return status;
+    const absl::StatusOr<ColumnIndex> column = core_.columns().Restore(key, {}, {});
+    if (!column.ok()) return column.status();
+    saved.postings.push_back(*column);
+  }
+  return file.EndSection();
 }
 
 // A column that another manifest brought already is shared with it, and takes the summaries of
@@ -168,7 +192,8 @@ absl::Status SavedContexts::ReadWindow(CheckedFileReader& file, const Header& he
   return status;
 }
 
-absl::Status SavedContexts::WriteManifest(const std::string& path, const Context& context) const {
+absl::Status SavedContexts::WriteManifest(const std::string& path, const Context& context,
+                                          const Saved& saved) const {
   CheckedFileWriter file(path);
   const Header header = {
       .summary_lines = SummaryLines(),
@@ -178,7 +203,9 @@ absl::Status SavedContexts::WriteManifest(const std::string& path, const Context
       .first = context.tail_.first(0),
       .named_tokens = std::min<uint64_t>(context.token_ids_.size(),
                                          static_cast<uint64_t>(context.TokensLocked())),
-      .columns = context.columns_.size()};
+      .columns = context.columns_.size(),
+      .postings = saved.postings.size(),
+      .index_id = saved.index_id};
   file.Write(header);
   file.EndSection();
   file.Write(context.token_ids_.data(), header.named_tokens * sizeof(int32_t));
@@ -193,6 +220,8 @@ absl::Status SavedContexts::WriteManifest(const std::string& path, const Context
     const absl::Span<const std::byte> summaries = core_.columns().summaries(column);
     file.Write(summaries.data(), summaries.size());
   }
+  file.EndSection();
+  for (const ColumnIndex posting : saved.postings) file.Write(core_.columns().key(posting));
   file.EndSection();
   return file.Commit();
 }

@@ -15,8 +15,8 @@ namespace {
 
 constexpr size_t kDefaultBlocks = 4096;
 
-std::unique_ptr<Runtime> OpenOrDie(const RuntimeOptions& options) {
-  auto runtime = Runtime::Open(options);
+std::unique_ptr<Runtime> OpenOrDie(const RuntimeOptions& options, TierManager::Parts parts = {}) {
+  auto runtime = Runtime::Open(options, std::move(parts));
   if (!runtime.ok()) {
     std::fprintf(stderr, "ContextRig: %s\n", runtime.status().ToString().c_str());
     std::abort();
@@ -39,12 +39,12 @@ RuntimeOptions SmallRuntime() {
   return options;
 }
 
-ContextRig::ContextRig(RuntimeOptions options, uint64_t seed)
+ContextRig::ContextRig(RuntimeOptions options, uint64_t seed, TierManager::Parts parts)
     : options_(std::move(options)), seed_(seed) {
   if (options_.tiers.nvme_bytes > 0 && options_.tiers.nvme_dir.empty()) {
     options_.tiers.nvme_dir = directory_.path();
   }
-  runtime_ = OpenOrDie(options_);
+  runtime_ = OpenOrDie(options_, std::move(parts));
 }
 
 void ContextRig::ReopenWith(const std::function<void()>& in_between,

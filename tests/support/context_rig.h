@@ -21,7 +21,7 @@ RuntimeOptions SmallRuntime();
 class ContextRig {
  public:
   // With an NVMe tier in `options` and no directory, in one of its own.
-  explicit ContextRig(RuntimeOptions options, uint64_t seed = 1);
+  explicit ContextRig(RuntimeOptions options, uint64_t seed = 1, TierManager::Parts parts = {});
 
   Runtime& runtime() { return *runtime_; }
   const RuntimeOptions& options() const { return options_; }

@@ -1,0 +1,135 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "absl/time/clock.h"
+#include "io/check.h"
+#include "runtime/attend_pass.h"
+#include "runtime/context_index.h"
+
+// The part of heads whose policies have an index.
+namespace terrace {
+namespace {
+
+// Calls with more positions attend to everything: their rows together want a good part of it.
+constexpr size_t kLookupPositions = 16;
+
+}  // namespace
+
+void AttendPass::UseIndexes(size_t layer) {
+  index_seconds_ = 0;
+  ContextIndex& index = *context_->index_;
+  deadline_ = absl::InfiniteFuture();
+  const bool decoding = positions_.size() <= kLookupPositions;
+  bool any = false;
+  for (size_t kv_head = 0; kv_head < heads_.size(); ++kv_head) {
+    const Head& head = heads_[kv_head];
+    if (!head.policy->has_index()) continue;
+    index.AddQueries(layer, kv_head, head.local);
+    any = true;
+  }
+  if (any) {
+    const absl::Time start = absl::Now();
+    index.Extend(layer, context_->SealedColumns(layer), decoding);
+    index_seconds_ = absl::ToDoubleSeconds(absl::Now() - start);
+  }
+  const absl::Time now = absl::Now();
+  for (Head& head : heads_) {
+    head.indexed = 1;
+    head.read.clear();
+    head.tokens.clear();
+    if (!head.policy->has_index() || !decoding) continue;
+    if (head.policy->kind() == LookupKind::kGraph) {
+      head.indexed = index.graphs(layer)->end_column();
+    } else {
+      head.indexed = index.clusters(layer)->end_column();
+      deadline_ = std::min(deadline_, now + head.policy->options().patience);
+    }
+  }
+}
+
+void AttendPass::LookupInIndex(size_t kv_head) {
+  Head& head = heads_[kv_head];
+  const LookupOptions& options = head.policy->options();
+  if (head.policy->kind() == LookupKind::kGraph) {
+    // As wide as finds nearly all of the best ones.
+    const size_t effort = options.effort > 0 ? options.effort : options.keys * 5 / 2;
+    const absl::Status status = context_->index_->graphs(layer_)->Search(
+        kv_head, head.local, {.k = options.keys, .effort = effort}, head.found);
+    TERRACE_CHECK(status.ok());  // queries were checked
+    head.tokens.assign(head.found.keys.begin(), head.found.keys.end());
+    std::sort(head.tokens.begin(), head.tokens.end());
+    head.tokens.erase(std::unique(head.tokens.begin(), head.tokens.end()), head.tokens.end());
+    if (!head.tokens.empty() && head.tokens.back() == KeySearchResult::kNoKey) {
+      head.tokens.pop_back();
+    }
+    return;
+  }
+  const ClusterTable& table = context_->index_->clusters(layer_)->table(kv_head);
+  const float scale = 1 / std::sqrt(static_cast<float>(core_.shape().head_dim));
+  head.sample.resize(head.local.size());
+  std::transform(head.local.begin(), head.local.end(), head.sample.begin(),
+                 [&](float element) { return scale * element; });
+  table.Score(head.sample, head.cluster_scores);
+  const double budget = std::ceil(options.share * static_cast<double>(table.keys()));
+  table.Rank(head.cluster_scores, {.keys = static_cast<size_t>(budget)}, head.chosen);
+  std::sort(head.chosen.begin(), head.chosen.end());
+}
+
+void AttendPass::AttendTokens() {
+  const absl::Time start = absl::Now();
+  const size_t head_dim = core_.shape().head_dim;
+  const size_t row = core_.tail_layout().row_bytes();
+  bool any = false;
+  for (const Head& head : heads_) any |= !head.tokens.empty();
+  if (!any) return;
+  core_.compute().ForEach(heads_.size(), [&](size_t kv_head, size_t) {
+    Head& head = heads_[kv_head];
+    if (head.tokens.empty()) return;
+    head.rows.resize(2 * head.tokens.size() * row);
+    context_->index_->graphs(layer_)->Gather(kv_head, head.tokens, head.rows.data());
+  });
+  jobs_.clear();
+  for (Head& head : heads_) {
+    head.parts.clear();
+    if (head.tokens.empty()) continue;
+    const KvRun run = {.keys = head.rows.data(),
+                       .values = head.rows.data() + head.tokens.size() * row,
+                       .tokens = head.tokens.size(),
+                       .dtype = core_.shape().dtype};
+    head.parts.push_back({.run = run.WithStrides(head_dim)});
+    head.stats.tokens += head.tokens.size();
+    jobs_.push_back({.queries = head.local,
+                     .parts = head.parts,
+                     .out = absl::MakeSpan(head.part_out),
+                     .lse = absl::MakeSpan(head.part_lse)});
+  }
+  attention_->Run(jobs_);
+  for (Head& head : heads_) {
+    if (head.tokens.empty()) continue;
+    MergePartials(head_dim, head.part_out, head.part_lse, absl::MakeSpan(head.out),
+                  absl::MakeSpan(head.lse));
+  }
+  attend_seconds_ += absl::ToDoubleSeconds(absl::Now() - start);
+}
+
+// What was estimated is what the call may have got wrong.
+void AttendPass::EstimateClusters() {
+  const absl::Time start = absl::Now();
+  core_.compute().ForEach(heads_.size(), [&](size_t kv_head, size_t) {
+    Head& head = heads_[kv_head];
+    if (head.policy->kind() != LookupKind::kCluster || head.indexed <= 1) return;
+    const ClusterTable& table = context_->index_->clusters(layer_)->table(kv_head);
+    table.Estimate(head.cluster_scores, head.read, absl::MakeSpan(head.part_out),
+                   absl::MakeSpan(head.part_lse));
+    MergePartials(core_.shape().head_dim, head.part_out, head.part_lse, absl::MakeSpan(head.out),
+                  absl::MakeSpan(head.lse));
+    for (size_t i = 0; i < rows_; ++i) {
+      head.stats.missed_mass += std::exp(static_cast<double>(head.part_lse[i] - head.lse[i]));
+    }
+    head.stats.missed_mass_queries += rows_;
+  });
+  attend_seconds_ += absl::ToDoubleSeconds(absl::Now() - start);
+}
+
+}  // namespace terrace

@@ -1,0 +1,249 @@
+#include "runtime/cluster_lookup.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace terrace {
+
+ClusterLookup::ClusterLookup(RuntimeCore& core, size_t layer)
+    : core_(core), layer_(layer), tables_(core.shape().kv_heads) {
+  for (size_t head = 0; head < tables_.size(); ++head) {
+    if (core.policy(layer, head).kind() == LookupKind::kCluster) heads_.push_back(head);
+  }
+}
+
+ClusterLookup::ClusterLookup(const ClusterLookup& other)
+    : core_(other.core_),
+      layer_(other.layer_),
+      clusters_(other.clusters_),
+      heads_(other.heads_),
+      tables_(other.tables_) {
+  // A copy that finds no room starts empty, and Extend reports it.
+  if (!Account().ok()) Truncate(0);
+}
+
+ClusterLookup::~ClusterLookup() { core_.GiveIndexMemory(accounted_bytes_); }
+
+absl::Status ClusterLookup::Account() {
+  uint64_t bytes = 0;
+  for (const size_t head : heads_) {
+    if (tables_[head].has_value()) bytes += tables_[head]->memory_bytes();
+  }
+  if (bytes > accounted_bytes_) {
+    if (absl::Status status = core_.TakeIndexMemory(bytes - accounted_bytes_); !status.ok()) {
+      return status;
+    }
+  } else {
+    core_.GiveIndexMemory(accounted_bytes_ - bytes);
+  }
+  accounted_bytes_ = bytes;
+  return absl::OkStatus();
+}
+
+ClusterTableOptions ClusterLookup::TableOptions() const {
+  return {.head_dim = core_.shape().head_dim, .clustering = {.cluster_keys = core_.block_tokens()}};
+}
+
+absl::Status ClusterLookup::Load(absl::Span<const std::vector<std::byte>> heads, size_t clusters) {
+  Truncate(0);
+  absl::Status status;
+  for (size_t i = 0; i < heads_.size() && status.ok() && clusters > 0; ++i) {
+    absl::StatusOr<ClusterTable> table = ClusterTable::Load(TableOptions(), heads[i]);
+    status = table.status();
+    if (!status.ok()) break;
+    if (table->clusters() != clusters || table->keys() != clusters * core_.block_tokens()) {
+      status = absl::DataLossError(
+          absl::StrCat("a saved table has ", table->clusters(), " clusters, not ", clusters));
+      break;
+    }
+    tables_[heads_[i]].emplace(*std::move(table));
+  }
+  if (status.ok()) status = Account();
+  if (status.ok()) {
+    clusters_ = clusters;
+  } else {
+    Truncate(0);
+  }
+  return status;
+}
+
+absl::Status ClusterLookup::Extend(absl::Span<const ColumnIndex> columns, size_t end,
+                                   absl::Span<const QuerySamples> samples,
+                                   std::vector<ColumnIndex>& postings) {
+  const size_t most = std::max<size_t>(kSegmentKeys / core_.block_tokens(), 1);
+  while (end_column() < end) {
+    const size_t count = std::min(most, end - end_column());
+    while (postings.size() < clusters_ + count) {
+      const auto column = core_.columns().Begin(core_.NewKey(), {}, {});
+      if (!column.ok()) return column.status();
+      postings.push_back(*column);
+    }
+    const absl::Status status = AddSegment(columns, count, samples,
+                                           absl::MakeConstSpan(postings).subspan(clusters_, count));
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ClusterLookup::AddSegment(absl::Span<const ColumnIndex> columns, size_t count,
+                                       absl::Span<const QuerySamples> samples,
+                                       absl::Span<const ColumnIndex> postings) {
+  // As many heads at a time as can work at once and find room in DRAM, with some left for others.
+  const size_t room = core_.tiers().max_fetch_blocks(Tier::kDram) * 3 / 4 / count;
+  const size_t batch = std::clamp<size_t>(room, 1, core_.compute().threads());
+  std::vector<std::byte> blocks;
+  absl::Status status;
+  for (size_t first = 0; first < heads_.size() && status.ok(); first += batch) {
+    const absl::Span<const size_t> heads = absl::MakeConstSpan(heads_).subspan(first, batch);
+    status = Cluster(heads, columns, count, samples, blocks);
+    if (status.ok()) status = PutBlocks(heads, postings, blocks);
+  }
+  const size_t before = clusters_;
+  clusters_ += count;
+  if (status.ok()) status = Account();
+  if (status.ok()) return status;
+  // The next try may cut the segments otherwise, and a block keeps the bytes that it was put with.
+  std::vector<BlockId> ids;
+  for (const ColumnIndex posting : postings) {
+    for (const size_t head : heads_) ids.push_back(core_.columns().block(posting, layer_, head));
+  }
+  core_.tiers().Drop(ids);
+  Truncate(before);
+  return absl::Status(
+      status.code(),
+      absl::StrCat("layer ", layer_, ": clusters of tokens ", end_column() * core_.block_tokens(),
+                   " to ", (end_column() + count) * core_.block_tokens(), ": ", status.message()));
+}
+
+absl::Status ClusterLookup::Cluster(absl::Span<const size_t> heads,
+                                    absl::Span<const ColumnIndex> columns, size_t count,
+                                    absl::Span<const QuerySamples> samples,
+                                    std::vector<std::byte>& blocks) {
+  const size_t tokens = core_.block_tokens();
+  const size_t bytes = core_.options().BlockBytes();
+  const size_t head_dim = core_.shape().head_dim;
+  const KvDtype dtype = core_.shape().dtype;
+  const size_t first = clusters_;  // of the panels: column 1 is panel 0
+  std::vector<BlockRead> reads;
+  for (const size_t head : heads) {
+    for (size_t i = 0; i < count; ++i) {
+      reads.push_back({.id = core_.columns().block(columns[1 + first + i], layer_, head)});
+    }
+  }
+  const absl::StatusOr<Lease> lease = core_.tiers().Fetch(
+      reads, {.target = Tier::kDram, .lease_patience = RuntimeCore::kLeasePatience});
+  if (!lease.ok()) return lease.status();
+  for (size_t i = 0; i < lease->size(); ++i) {
+    if ((*lease)[i].outcome == BlockOutcome::kServed) continue;
+    return absl::DataLossError(absl::StrCat("a block of KV head ", heads[i / count], " is lost"));
+  }
+  blocks.resize(heads.size() * count * bytes);
+  std::vector<absl::Status> statuses(heads.size());
+  core_.compute().ForEach(heads.size(), [&](size_t job, size_t) {
+    KeyPanels keys(head_dim, dtype, tokens);
+    KeyPanels values(head_dim, dtype, tokens);
+    for (size_t i = 0; i < first + count; ++i) {
+      // The table has those of earlier segments, and reads no more of them.
+      const std::byte* const data = i < first ? nullptr : (*lease)[job * count + i - first].data;
+      keys.Add(data, tokens);
+      values.Add(data == nullptr ? nullptr : data + bytes / 2, tokens);
+    }
+    std::optional<ClusterTable>& table = tables_[heads[job]];
+    if (!table.has_value()) {
+      const std::vector<float> rows = samples[heads[job]].Rows();
+      auto made = ClusterTable::Create(
+          TableOptions(), rows.empty() ? QuerySpace(head_dim) : QuerySpace(rows, keys));
+      statuses[job] = made.status();
+      if (!made.ok()) return;
+      table.emplace(*std::move(made));
+    }
+    ComputePool alone(1);
+    statuses[job] = table->Add(keys, &values, (first + count) * tokens, alone);
+    if (!statuses[job].ok()) return;
+    const size_t row = keys.key_bytes();
+    std::byte* to = blocks.data() + job * count * bytes;
+    for (size_t c = first; c < first + count; ++c, to += bytes) {
+      const ClusterTable::Members members = table->members(c);
+      for (size_t i = 0; i < tokens; ++i) {
+        const size_t key = members.first_key + members.offsets[i];
+        std::memcpy(to + i * row, keys.key(key), row);
+        std::memcpy(to + bytes / 2 + i * row, values.key(key), row);
+      }
+    }
+  });
+  for (const absl::Status& status : statuses) {
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ClusterLookup::PutBlocks(absl::Span<const size_t> heads,
+                                      absl::Span<const ColumnIndex> postings,
+                                      absl::Span<const std::byte> blocks) {
+  const size_t bytes = core_.options().BlockBytes();
+  // By column and then by head, which is the order in which a step reads them.
+  for (size_t c = 0; c < postings.size(); ++c) {
+    for (size_t i = 0; i < heads.size(); ++i) {
+      const BlockWrite write = {.id = core_.columns().block(postings[c], layer_, heads[i]),
+                                .bytes = blocks.subspan((i * postings.size() + c) * bytes, bytes),
+                                .retention = Retention::kOwned};
+      if (absl::Status status =
+              core_.tiers().Put({&write, 1}, {.lease_patience = RuntimeCore::kLeasePatience});
+          !status.ok()) {
+        return status;
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ClusterLookup::PutAgain(size_t kv_head, size_t cluster,
+                                     absl::Span<const ColumnIndex> columns, ColumnIndex posting) {
+  const size_t tokens = core_.block_tokens();
+  const size_t bytes = core_.options().BlockBytes();
+  const size_t row = core_.tail_layout().row_bytes();
+  const ClusterTable::Members members = table(kv_head).members(cluster);
+  std::vector<std::byte> block(bytes);
+  for (size_t i = 0; i < tokens; ++i) {
+    const size_t key = members.first_key + members.offsets[i];
+    const BlockRead read = {.id =
+                                core_.columns().block(columns[1 + key / tokens], layer_, kv_head)};
+    const absl::StatusOr<Lease> lease = core_.tiers().Fetch(
+        {&read, 1}, {.target = Tier::kDram, .lease_patience = RuntimeCore::kLeasePatience});
+    if (!lease.ok()) return lease.status();
+    if ((*lease)[0].outcome != BlockOutcome::kServed) {
+      return absl::DataLossError(absl::StrCat("layer ", layer_, ", KV head ", kv_head, ": token ",
+                                              tokens + key, " is lost"));
+    }
+    const std::byte* const from = (*lease)[0].data + key % tokens * row;
+    std::memcpy(block.data() + i * row, from, row);
+    std::memcpy(block.data() + bytes / 2 + i * row, from + bytes / 2, row);
+  }
+  const size_t heads[] = {kv_head};
+  return PutBlocks(heads, {&posting, 1}, block);
+}
+
+size_t ClusterLookup::WholeSegments(size_t clusters) const {
+  if (clusters >= clusters_) return clusters_;
+  const size_t first_key = table(heads_[0]).members(clusters).first_key;
+  return first_key / core_.block_tokens();
+}
+
+void ClusterLookup::Truncate(size_t clusters) {
+  clusters_ = clusters;
+  for (const size_t head : heads_) {
+    if (!tables_[head].has_value()) continue;
+    if (clusters == 0) {
+      tables_[head].reset();
+    } else {
+      tables_[head]->Truncate(clusters * core_.block_tokens());
+    }
+  }
+  // Less memory than before is always granted.
+  Account().IgnoreError();
+}
+
+}  // namespace terrace

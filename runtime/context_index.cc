@@ -1,0 +1,172 @@
+#include "runtime/context_index.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace terrace {
+namespace {
+
+// Rows that a head keeps: graphs are drawn from what samples find, and clusters need no more than
+// the directions in which queries spread.
+constexpr size_t kGraphSamples = 8192;
+constexpr size_t kClusterSamples = 1024;
+
+}  // namespace
+
+ContextIndex::ContextIndex(RuntimeCore& core) : core_(core), layers_(core.shape().layers) {
+  for (size_t number = 0; number < layers_.size(); ++number) {
+    Layer& layer = layers_[number];
+    layer.samples.resize(core.shape().kv_heads);
+    for (size_t head = 0; head < layer.samples.size(); ++head) {
+      const LookupKind kind = core.policy(number, head).kind();
+      if (kind == LookupKind::kGraph) {
+        layer.samples[head] = QuerySamples(core.shape().head_dim, kGraphSamples);
+        if (layer.graphs == nullptr) layer.graphs = std::make_unique<GraphLookup>(core, number);
+      } else if (kind == LookupKind::kCluster) {
+        layer.samples[head] = QuerySamples(core.shape().head_dim, kClusterSamples);
+        if (layer.clusters == nullptr) {
+          layer.clusters = std::make_unique<ClusterLookup>(core, number);
+        }
+      }
+    }
+  }
+}
+
+ContextIndex::~ContextIndex() { Clear(); }
+
+bool ContextIndex::is_used() const {
+  return std::any_of(layers_.begin(), layers_.end(), [](const Layer& layer) {
+    return layer.clusters != nullptr || layer.graphs != nullptr;
+  });
+}
+
+void ContextIndex::AddQueries(size_t layer, size_t kv_head, absl::Span<const float> queries) {
+  layers_[layer].samples[kv_head].Add(queries);
+}
+
+void ContextIndex::Extend(size_t layer, absl::Span<const ColumnIndex> columns, bool decoding) {
+  Layer& of = layers_[layer];
+  if (of.clusters == nullptr && of.graphs == nullptr) return;
+  if (!of.lost.empty()) Repair(layer, columns);
+  const size_t tokens = core_.block_tokens();
+  const size_t worth = std::max<size_t>(core_.options().index_tail_tokens / tokens, 1);
+  const size_t segment = std::max<size_t>(kSegmentKeys / tokens, 1);
+  if (columns.size() < of.retry_columns) return;
+  absl::Status status;
+  if (of.clusters != nullptr) {
+    const size_t first = of.clusters->end_column();
+    const size_t lacking = columns.size() > first ? columns.size() - first : 0;
+    const size_t wanted = decoding && lacking >= worth ? lacking : lacking / segment * segment;
+    if (wanted > 0) {
+      status = of.clusters->Extend(columns, first + wanted, of.samples, postings_);
+    }
+  }
+  if (status.ok() && of.graphs != nullptr && decoding &&
+      columns.size() >= of.graphs->end_column() + worth) {
+    status = of.graphs->Extend(columns, columns.size(), of.samples);
+  }
+  if (status.ok()) return;
+  ++refusals_;
+  of.retry_columns = columns.size() + worth;
+}
+
+absl::Status ContextIndex::Build(size_t layer, absl::Span<const ColumnIndex> columns) {
+  Layer& of = layers_[layer];
+  if (of.clusters != nullptr && columns.size() > of.clusters->end_column()) {
+    absl::Status status = of.clusters->Extend(columns, columns.size(), of.samples, postings_);
+    if (!status.ok()) return status;
+  }
+  if (of.graphs != nullptr && columns.size() > of.graphs->end_column()) {
+    return of.graphs->Extend(columns, columns.size(), of.samples);
+  }
+  return absl::OkStatus();
+}
+
+void ContextIndex::NoteLost(size_t layer, size_t kv_head, size_t cluster) {
+  layers_[layer].lost.push_back({kv_head, cluster});
+}
+
+// One that cannot be made now is noted again by the next call that wants it.
+void ContextIndex::Repair(size_t layer, absl::Span<const ColumnIndex> columns) {
+  Layer& of = layers_[layer];
+  for (const Lost& lost : of.lost) {
+    if (lost.cluster >= of.clusters->clusters()) continue;
+    of.clusters->PutAgain(lost.kv_head, lost.cluster, columns, postings_[lost.cluster])
+        .IgnoreError();
+  }
+  of.lost.clear();
+}
+
+void ContextIndex::Truncate(size_t columns) {
+  TruncateClusters(columns > 0 ? columns - 1 : 0);
+  for (Layer& layer : layers_) {
+    layer.retry_columns = 0;
+    if (layer.graphs != nullptr && layer.graphs->indexed_columns() > columns) {
+      layer.graphs->Clear();
+    }
+  }
+}
+
+void ContextIndex::TruncateClusters(size_t keep) {
+  for (bool again = true; again;) {
+    again = false;
+    for (Layer& layer : layers_) {
+      if (layer.clusters == nullptr || layer.clusters->clusters() <= keep) continue;
+      const size_t whole = layer.clusters->WholeSegments(keep);
+      layer.clusters->Truncate(whole);
+      again |= whole < keep;
+      keep = whole;
+    }
+  }
+  if (postings_.size() > keep) {
+    core_.columns().Release(absl::MakeConstSpan(postings_).subspan(keep));
+    postings_.resize(keep);
+  }
+  for (Layer& layer : layers_) {
+    std::erase_if(layer.lost, [&](const Lost& lost) { return lost.cluster >= keep; });
+  }
+}
+
+void ContextIndex::Even() {
+  while (true) {
+    size_t least = postings_.size();
+    for (const Layer& layer : layers_) {
+      if (layer.clusters != nullptr) least = std::min(least, layer.clusters->clusters());
+    }
+    TruncateClusters(least);
+    const bool even = std::all_of(layers_.begin(), layers_.end(), [&](const Layer& layer) {
+      return layer.clusters == nullptr || layer.clusters->clusters() == least;
+    });
+    if (even) return;
+  }
+}
+
+void ContextIndex::CopyFrom(ContextIndex& other) {
+  other.Even();
+  Clear();
+  postings_ = other.postings_;
+  core_.columns().AddReference(postings_);
+  for (size_t number = 0; number < layers_.size(); ++number) {
+    const Layer& from = other.layers_[number];
+    Layer& to = layers_[number];
+    to.samples = from.samples;
+    if (from.graphs != nullptr) to.graphs->CopyFrom(*from.graphs);
+    if (from.clusters != nullptr) to.clusters = std::make_unique<ClusterLookup>(*from.clusters);
+  }
+  Even();
+}
+
+void ContextIndex::Unpin() {
+  for (Layer& layer : layers_) {
+    if (layer.graphs != nullptr) layer.graphs->Unpin();
+  }
+}
+
+void ContextIndex::Clear() {
+  Truncate(0);
+  for (Layer& layer : layers_) {
+    for (QuerySamples& samples : layer.samples) samples.Clear();
+  }
+}
+
+}  // namespace terrace

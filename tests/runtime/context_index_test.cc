@@ -1,0 +1,319 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_set.h"
+#include "io/memory_device.h"
+#include "tests/support/context_rig.h"
+#include "tests/support/faulty_device.h"
+#include "tiers/nvme_geometry.h"
+
+// Contexts whose policies have an index: when it is made, what it does for attention, and what
+// happens where it cannot be.
+namespace terrace {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int64_t kTokens = 1000;
+constexpr size_t kChunk = 50;
+constexpr uint64_t kNvmeBytes = 16 << 20;
+constexpr size_t kSealed = 27;  // columns, of kTokens
+
+RuntimeOptions Options(LookupKind kind) {
+  RuntimeOptions options = SmallRuntime();
+  options.lookup = {.kind = kind};
+  options.lookup.keys = 64;
+  options.lookup.share = 0.25;
+  options.index_tail_tokens = 64;
+  return options;
+}
+
+// With room in DRAM for the keys of all graphs, or for a segment of a head that is clustered.
+RuntimeOptions OnNvme(RuntimeOptions options) {
+  const size_t blocks = options.lookup.kind == LookupKind::kGraph ? 160 : 48;
+  options.tiers.dram_bytes = blocks * options.BlockBytes();
+  options.tiers.nvme_bytes = kNvmeBytes;
+  return options;
+}
+
+std::unique_ptr<Context> Filled(ContextRig& rig, int64_t tokens = kTokens) {
+  auto context = *rig.runtime().NewContext();
+  EXPECT_TRUE(rig.Prefill(*context, tokens, kChunk).ok());
+  return context;
+}
+
+std::vector<std::vector<float>> Decode(const ContextRig& rig, Context& context) {
+  std::vector<std::vector<float>> out;
+  for (size_t layer = 0; layer < rig.shape().layers; ++layer) {
+    out.push_back(*rig.Attend(context, layer, context.tokens(layer) - 1, 1));
+  }
+  return out;
+}
+
+// Of the output of a decode step, the largest over the layers.
+double ErrorOf(const ContextRig& rig, Context& context) {
+  const auto out = Decode(rig, context);
+  double error = 0;
+  for (size_t layer = 0; layer < out.size(); ++layer) {
+    const int64_t position = context.tokens(layer) - 1;
+    error = std::max(
+        error,
+        ContextRig::Error(out[layer], rig.Expected(layer, position, [](int64_t) { return true; })));
+  }
+  return error;
+}
+
+LookupStats StatsOf(const Context& context, LookupKind kind) {
+  return context.Stats().Total().lookups[static_cast<size_t>(kind)];
+}
+
+class ContextIndexTest : public testing::TestWithParam<LookupKind> {};
+
+TEST_P(ContextIndexTest, AttendsToLessAndComesCloserThanWithoutLookup) {
+  ContextRig rig(Options(GetParam()));
+  RuntimeOptions without = Options(GetParam());
+  without.lookup.kind = LookupKind::kStreaming;
+  ContextRig streaming(without);
+  const auto context = Filled(rig);
+  EXPECT_LT(ErrorOf(rig, *context), 0.5 * ErrorOf(streaming, *Filled(streaming)));
+  const LookupStats before = StatsOf(*context, GetParam());
+  Decode(rig, *context);
+  const LookupStats after = StatsOf(*context, GetParam());
+  const uint64_t tokens = 32 * (after.blocks - before.blocks) + after.tokens - before.tokens;
+  const size_t heads = rig.shape().layers * rig.shape().kv_heads;
+  EXPECT_GT(tokens, heads * 32);
+  EXPECT_LT(tokens, heads * 32 * kSealed / 2);
+  EXPECT_GT(rig.runtime().Stats().index_bytes, 0u);
+}
+
+TEST_P(ContextIndexTest, ChunksOfAPromptAttendToEverything) {
+  ContextRig rig(Options(GetParam()));
+  const auto context = Filled(rig);
+  Decode(rig, *context);  // which makes the index
+  ASSERT_GT(rig.runtime().Stats().index_bytes, 0u);
+  for (size_t layer = 0; layer < rig.shape().layers; ++layer) {
+    ASSERT_TRUE(rig.Append(*context, layer, kChunk).ok());
+    const std::vector<float> out = *rig.Attend(*context, layer, kTokens, kChunk);
+    const std::vector<double> expected =
+        rig.Expected(layer, kTokens, [](int64_t token) { return token <= kTokens; });
+    EXPECT_LT(ContextRig::Error(absl::MakeConstSpan(out).first(expected.size()), expected), 1e-5);
+  }
+}
+
+TEST_P(ContextIndexTest, WhatIsTooLittleToIndexIsAttendedToExactly) {
+  RuntimeOptions options = Options(GetParam());
+  options.index_tail_tokens = 4096;
+  ContextRig rig(options);
+  const auto context = Filled(rig);
+  EXPECT_LT(ErrorOf(rig, *context), 1e-5);
+  EXPECT_EQ(rig.runtime().Stats().index_bytes, 0u);
+  EXPECT_EQ(context->Stats().index_refusals, 0u);
+  for (size_t layer = 0; layer < rig.shape().layers; ++layer) {
+    ASSERT_TRUE(context->BuildIndex(layer).ok());
+  }
+  EXPECT_GT(rig.runtime().Stats().index_bytes, 0u);
+  EXPECT_GT(ErrorOf(rig, *context), 1e-5) << "the index is used";
+}
+
+TEST_P(ContextIndexTest, WithoutMemoryForTheIndexAttentionIsExact) {
+  RuntimeOptions options = Options(GetParam());
+  options.index_bytes = 1000;
+  ContextRig rig(options);
+  const auto context = Filled(rig);
+  EXPECT_LT(ErrorOf(rig, *context), 1e-5);
+  EXPECT_GT(context->Stats().index_refusals, 0u);
+  EXPECT_THAT(std::string(context->BuildIndex(1).message()), HasSubstr("index_bytes"));
+  EXPECT_EQ(rig.runtime().Stats().index_bytes, 0u);
+}
+
+TEST_P(ContextIndexTest, AllMemoryComesBack) {
+  ContextRig rig(Options(GetParam()));
+  for (int round = 0; round < 3; ++round) {
+    auto context = Filled(rig);
+    Decode(rig, *context);
+    auto fork = *context->Fork(kTokens / 2);
+    Decode(rig, *fork);
+    ASSERT_TRUE(context->Truncate(kTokens / 3).ok());
+    Decode(rig, *context);
+  }
+  EXPECT_EQ(rig.runtime().Stats().index_bytes, 0u);
+  EXPECT_EQ(rig.runtime().Stats().columns, 0u);
+  EXPECT_TRUE(rig.runtime().tiers().OwnedBlocks().empty());
+}
+
+TEST_P(ContextIndexTest, GoesOnRightAfterItWasRolledBackIntoWhatWasIndexed) {
+  ContextRig rig(Options(GetParam()));
+  const auto context = Filled(rig);
+  Decode(rig, *context);
+  const double before = ErrorOf(rig, *context);
+  for (const int64_t tokens : {int64_t{990}, int64_t{700}, int64_t{120}, int64_t{0}}) {
+    ASSERT_TRUE(context->Truncate(tokens).ok());
+    ASSERT_TRUE(rig.Prefill(*context, kTokens, kChunk).ok());
+    EXPECT_LT(ErrorOf(rig, *context), std::max(2 * before, 0.05)) << "from " << tokens;
+  }
+}
+
+TEST_P(ContextIndexTest, AForkOutlivesItsOriginalAndBothGoTheirOwnWay) {
+  ContextRig rig(OnNvme(Options(GetParam())));
+  auto context = Filled(rig);
+  Decode(rig, *context);
+  const auto fork = *context->Fork(kTokens);
+  const auto expected = Decode(rig, *context);
+  EXPECT_EQ(Decode(rig, *fork), expected);
+  ASSERT_TRUE(context->Truncate(600).ok());
+  ASSERT_TRUE(rig.Prefill(*context, kTokens + 200, kChunk).ok());
+  Decode(rig, *context);
+  EXPECT_EQ(Decode(rig, *fork), expected);
+  context.reset();
+  EXPECT_EQ(Decode(rig, *fork), expected);
+  EXPECT_EQ(fork->Stats().Total().AllLookups().lost_blocks, 0u);
+}
+
+TEST_P(ContextIndexTest, ASavedIndexIsUsedAndADamagedOneMadeAnew) {
+  ContextRig rig(OnNvme(Options(GetParam())));
+  auto context = Filled(rig);
+  const auto expected = Decode(rig, *context);
+  ASSERT_TRUE(context->Save("a").ok());
+  context.reset();
+  const std::string path = rig.options().tiers.nvme_dir + "/contexts/a.idx";
+  ASSERT_TRUE(std::filesystem::exists(path));
+  for (const bool damage : {false, true}) {
+    rig.ReopenWith([&] {
+      if (!damage) return;
+      std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+      file.seekp(static_cast<std::streamoff>(std::filesystem::file_size(path) / 2));
+      file.put('x').put('y').put('z');
+    });
+    const auto loaded = rig.runtime().Load("a");
+    ASSERT_TRUE(loaded.ok()) << loaded.status();
+    EXPECT_EQ(rig.runtime().Stats().index_bytes > 0, !damage);
+    const auto got = Decode(rig, **loaded);
+    if (!damage) {
+      EXPECT_EQ(got, expected);
+    }
+    EXPECT_LT(ErrorOf(rig, **loaded), 1);
+    EXPECT_EQ((*loaded)->Stats().Total().AllLookups().lost_blocks, 0u);
+  }
+  ASSERT_TRUE(rig.runtime().Forget("a").ok());
+  EXPECT_FALSE(std::filesystem::exists(path));
+  EXPECT_TRUE(rig.runtime().tiers().OwnedBlocks().empty());
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, ContextIndexTest,
+                         testing::Values(LookupKind::kGraph, LookupKind::kCluster),
+                         [](const auto& info) { return LookupKindName(info.param); });
+
+TEST(ClusterContextTest, ClustersThatComeTooLateAreEstimated) {
+  RuntimeOptions options = OnNvme(Options(LookupKind::kCluster));
+  options.lookup.patience = absl::Milliseconds(1);
+  options.index_tail_tokens = 4096;
+  MemoryDeviceOptions memory;
+  memory.size_bytes = PlanNvmeGeometry(kNvmeBytes, options.BlockBytes())->total_bytes();
+  auto device = std::make_unique<FaultyDevice>(*MemoryDevice::Create(memory), /*seed=*/1);
+  FaultyDevice& disk = *device;
+  TierManager::Parts parts;
+  parts.device = std::move(device);
+  ContextRig rig(options, /*seed=*/1, std::move(parts));
+  const auto context = Filled(rig);
+  const std::vector<BlockId> before = rig.runtime().tiers().OwnedBlocks();
+  const absl::flat_hash_set<BlockId> tokens(before.begin(), before.end());
+  for (size_t layer = 0; layer < 2; ++layer) ASSERT_TRUE(context->BuildIndex(layer).ok());
+  ASSERT_TRUE(rig.runtime().tiers().Flush().ok());
+  absl::flat_hash_set<uint64_t> places;
+  for (const BlockId& id : rig.runtime().tiers().OwnedBlocks()) {
+    if (!tokens.contains(id)) places.insert(*rig.runtime().tiers().NvmeOffset(id));
+  }
+  disk.HoldWhen([&](const IoRequest& request) {
+    return request.op == IoOp::kRead && places.contains(request.offset);
+  });
+  const double error = ErrorOf(rig, *context);
+  disk.ReleaseAll();
+  const LookupStats stats = StatsOf(*context, LookupKind::kCluster);
+  EXPECT_GT(stats.late_blocks, 0u);
+  EXPECT_EQ(stats.lost_blocks, 0u);
+  RuntimeOptions without = Options(LookupKind::kStreaming);
+  ContextRig streaming(without);
+  EXPECT_LT(error, ErrorOf(streaming, *Filled(streaming)));
+}
+
+TEST(ClusterContextTest, BlocksOfClustersThatTheTiersLostAreMadeAnew) {
+  RuntimeOptions options = Options(LookupKind::kCluster);
+  options.lookup.share = 1;
+  ContextRig rig(options);
+  const auto context = Filled(rig);
+  TierManager& tiers = rig.runtime().tiers();
+  const std::vector<BlockId> before = tiers.OwnedBlocks();
+  const absl::flat_hash_set<BlockId> tokens(before.begin(), before.end());
+  EXPECT_LT(ErrorOf(rig, *context), 1e-5);
+  std::vector<BlockId> clusters = tiers.OwnedBlocks();
+  std::erase_if(clusters, [&](const BlockId& id) { return tokens.contains(id); });
+  ASSERT_EQ(clusters.size(), (kSealed - 1) * 2 * 2);  // layers and KV heads
+  tiers.Drop(clusters);
+  EXPECT_GT(ErrorOf(rig, *context), 1e-5) << "all are estimated";
+  const uint64_t lost = StatsOf(*context, LookupKind::kCluster).lost_blocks;
+  EXPECT_EQ(lost, clusters.size());
+  EXPECT_TRUE(context->Lost().empty()) << "the tokens are still there";
+  EXPECT_LT(ErrorOf(rig, *context), 1e-5);
+  EXPECT_EQ(StatsOf(*context, LookupKind::kCluster).lost_blocks, lost);
+}
+
+TEST(GraphContextTest, WithoutRoomInDramAttentionIsExact) {
+  RuntimeOptions options = OnNvme(Options(LookupKind::kGraph));
+  options.tiers.dram_bytes = 24 * options.BlockBytes();
+  ContextRig rig(options);
+  const auto context = Filled(rig);
+  EXPECT_LT(ErrorOf(rig, *context), 1e-5);
+  EXPECT_GT(context->Stats().index_refusals, 0u);
+  EXPECT_THAT(std::string(context->BuildIndex(0).message()), HasSubstr("dram_bytes"));
+}
+
+TEST(GraphContextTest, AnIdleContextLeavesDramToOthers) {
+  RuntimeOptions options = Options(LookupKind::kGraph);
+  options.tiers.dram_bytes = 150 * options.BlockBytes();  // of one context and little more
+  options.tiers.nvme_bytes = kNvmeBytes;
+  ContextRig rig(options);
+  const auto first = Filled(rig);
+  const auto expected = Decode(rig, *first);
+  ASSERT_EQ(first->Stats().index_refusals, 0u);
+  ASSERT_TRUE(first->Park().ok());
+  const auto second = Filled(rig);
+  Decode(rig, *second);
+  EXPECT_EQ(second->Stats().index_refusals, 0u);
+  ASSERT_TRUE(second->Park().ok());
+  EXPECT_EQ(Decode(rig, *first), expected);
+}
+
+TEST(IndexOptionsTest, BadOnesAreNamed) {
+  const auto message = [](const LookupOptions& lookup) {
+    RuntimeOptions options = SmallRuntime();
+    options.lookup = lookup;
+    return std::string(Runtime::Open(options).status().message());
+  };
+  LookupOptions lookup = {.kind = LookupKind::kGraph};
+  lookup.keys = 0;
+  EXPECT_THAT(message(lookup), HasSubstr("keys: 0"));
+  lookup.kind = LookupKind::kCluster;
+  for (const double share : {0.0, -1.0, 1.5, std::nan("")}) {
+    lookup.share = share;
+    EXPECT_THAT(message(lookup), HasSubstr("share: "));
+  }
+  lookup.share = 0.5;
+  lookup.patience = -absl::Seconds(1);
+  EXPECT_THAT(message(lookup), HasSubstr("patience: -1s"));
+  RuntimeOptions options = SmallRuntime();
+  options.lookup = {.kind = LookupKind::kCluster};
+  options.shape.key_state = KeyState::kBeforeRope;
+  EXPECT_THAT(std::string(Runtime::Open(options).status().message()),
+              HasSubstr("cluster does not take keys"));
+}
+
+}  // namespace
+}  // namespace terrace
