@@ -1,0 +1,52 @@
+#include "index/largest_worth.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <functional>
+
+namespace terrace {
+namespace {
+
+// Floats that are not negative are ordered as their bits are: the exponent and three bits more.
+constexpr unsigned kBinShift = 20;
+constexpr size_t kBins = (size_t{0x7f800000} >> kBinShift) + 1;  // up to infinity
+
+size_t Bin(float worth) { return std::bit_cast<uint32_t>(worth) >> kBinShift; }
+float BinFloor(size_t bin) { return std::bit_cast<float>(static_cast<uint32_t>(bin << kBinShift)); }
+
+}  // namespace
+
+WorthCut::WorthCut(absl::Span<const float> worth, size_t most, double enough,
+                   std::vector<float>& scratch) {
+  std::array<uint32_t, kBins> counts{};
+  for (const float x : worth) ++counts[Bin(x)];
+  size_t left = std::min(most, worth.size());
+  double sum = 0;
+  size_t bin = kBins;  // those from here on are chosen
+  while (bin > 0 && counts[bin - 1] <= left && sum < enough) {
+    --bin;
+    left -= counts[bin];
+    // At least what they are worth.
+    if (counts[bin] > 0) sum += counts[bin] * double{BinFloor(bin)};
+  }
+  if (bin == 0 || left == 0 || sum >= enough) {
+    // The floor itself belongs to the bin.
+    least_ = BinFloor(bin);
+    ties_ = bin == kBins ? 0 : worth.size();
+    return;
+  }
+  --bin;  // which has some of the rest
+  scratch.clear();
+  for (const float x : worth) {
+    if (Bin(x) == bin) scratch.push_back(x);
+  }
+  const auto last = scratch.begin() + static_cast<ptrdiff_t>(left - 1);
+  std::nth_element(scratch.begin(), last, scratch.end(), std::greater<>());
+  least_ = *last;
+  ties_ = left - static_cast<size_t>(
+                     std::count_if(scratch.begin(), last, [&](float x) { return x > least_; }));
+}
+
+}  // namespace terrace

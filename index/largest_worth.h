@@ -1,0 +1,36 @@
+#ifndef TERRACE_INDEX_LARGEST_WORTH_H_
+#define TERRACE_INDEX_LARGEST_WORTH_H_
+
+#include <cstddef>
+#include <vector>
+
+#include "absl/types/span.h"
+
+namespace terrace {
+
+// Where a choice of the largest numbers ends: it has those above `least`, and of those that equal
+// it the first `ties`.
+class WorthCut {
+ public:
+  // The `most` largest of `worth`, all of which are 0 or more and not NaN, or fewer that add up to
+  // `enough`. By counting numbers of like size, so in linear time. `scratch` is memory to use.
+  WorthCut(absl::Span<const float> worth, size_t most, double enough, std::vector<float>& scratch);
+
+  // Of every number in turn, from the first on: whether it is chosen.
+  bool Takes(float worth) {
+    if (worth > least_) return true;
+    if (worth < least_ || ties_ == 0) return false;
+    --ties_;
+    return true;
+  }
+  // Whether nothing of this worth is chosen.
+  bool IsAbove(float worth) const { return worth < least_; }
+
+ private:
+  float least_ = 0;
+  size_t ties_ = 0;
+};
+
+}  // namespace terrace
+
+#endif  // TERRACE_INDEX_LARGEST_WORTH_H_
