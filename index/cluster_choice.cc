@@ -17,13 +17,9 @@ void ClusterTable::Rank(ClusterScores& scores, const ClusterBudget& budget,
                         std::vector<uint32_t>& chosen) const {
   const size_t count = clusters();
   SetWorth(scores);
-  chosen.clear();
   // Even less than a cluster buys one.
   const size_t most = std::max<size_t>(budget.keys / cluster_keys(), 1);
-  WorthCut cut(scores.worth, most, kNeverEnough, scores.bin);
-  for (size_t c = 0; c < count; ++c) {
-    if (cut.Takes(scores.worth[c])) chosen.push_back(static_cast<uint32_t>(c));
-  }
+  WorthCut(scores.worth, most, kNeverEnough, scores.bin).Collect(scores.worth, chosen);
   if (budget.min_share > 0) {
     std::erase_if(chosen, [&](uint32_t c) {
       for (size_t row = 0; row < scores.rows; ++row) {
@@ -51,53 +47,56 @@ void ClusterTable::RankKeys(ClusterScores& scores, const ClusterBudget& budget,
     AddShares(scores.key_masses.data() + row * known, known, per_mass, scores.key_worth.data());
   }
   for (float& worth : scores.key_worth) worth = worth > 0 ? worth : 0;
-  WorthCut keys(scores.key_worth, budget.keys, kNeverEnough, scores.bin);
-  // Behind the keys that are known come clusters that are not, which have a worth that is marked.
-  const bool more = budget.keys >= known + size;
-  if (more) {
-    for (const uint32_t c : scores.scanned) scores.worth[c] = -1;
-    scores.rest.clear();
-    for (const float worth : scores.worth) {
-      if (worth >= 0) scores.rest.push_back(worth);
-    }
-  }
-  WorthCut whole(more ? absl::MakeConstSpan(scores.rest) : absl::Span<const float>(),
-                 more ? (budget.keys - known) / size : 0, kNeverEnough, scores.bin);
-
+  WorthCut(scores.key_worth, budget.keys, kNeverEnough, scores.bin)
+      .Collect(scores.key_worth, scores.taken);
   chosen.clusters.clear();
   chosen.begins.assign(1, 0);
   chosen.places.clear();
   const auto close = [&](uint32_t cluster) {
-    if (chosen.places.size() == chosen.begins.back()) return;
     chosen.clusters.push_back(cluster);
     chosen.begins.push_back(static_cast<uint32_t>(chosen.places.size()));
   };
-  const auto take_known = [&](size_t i) {
-    // No key has a larger share than its cluster, up to rounding.
-    constexpr float kAboveRounding = 1.001f;
-    if (!more && keys.IsAbove(scores.worth[scores.scanned[i]] * kAboveRounding)) return;
-    for (size_t place = 0; place < size; ++place) {
-      if (keys.Takes(scores.key_worth[i * size + place])) {
+  if (budget.keys >= known + size) {
+    // All keys that are known, and between them clusters that are not.
+    ChooseUnscanned(scores, (budget.keys - known) / size);
+    size_t scanned = 0;
+    size_t whole = 0;
+    while (scanned < scores.scanned.size() || whole < scores.taken.size()) {
+      const bool is_scanned =
+          whole == scores.taken.size() ||
+          (scanned < scores.scanned.size() && scores.scanned[scanned] < scores.taken[whole]);
+      for (size_t place = 0; place < size; ++place) {
         chosen.places.push_back(static_cast<uint16_t>(place));
       }
+      close(is_scanned ? scores.scanned[scanned++] : scores.taken[whole++]);
     }
-    close(scores.scanned[i]);
-  };
-  size_t i = 0;
-  if (more) {
-    for (size_t c = 0; c < clusters(); ++c) {
-      if (scores.worth[c] < 0) {
-        take_known(i++);
-      } else if (whole.Takes(scores.worth[c])) {
-        for (size_t place = 0; place < size; ++place) {
-          chosen.places.push_back(static_cast<uint16_t>(place));
-        }
-        close(static_cast<uint32_t>(c));
+  } else {
+    for (size_t i = 0; i < scores.taken.size();) {
+      const size_t scanned = scores.taken[i] / size;
+      const size_t end = (scanned + 1) * size;
+      for (; i < scores.taken.size() && scores.taken[i] < end; ++i) {
+        chosen.places.push_back(static_cast<uint16_t>(scores.taken[i] - scanned * size));
       }
+      close(scores.scanned[scanned]);
     }
   }
-  for (; i < scores.scanned.size(); ++i) take_known(i);
   if (budget.min_share > 0) DropSmall(scores, budget.min_share, chosen);
+}
+
+void ClusterTable::ChooseUnscanned(ClusterScores& scores, size_t count) const {
+  scores.rest.clear();
+  scores.unscanned.clear();
+  auto scanned = scores.scanned.begin();
+  for (uint32_t c = 0; c < clusters(); ++c) {
+    if (scanned != scores.scanned.end() && *scanned == c) {
+      ++scanned;
+      continue;
+    }
+    scores.unscanned.push_back(c);
+    scores.rest.push_back(scores.worth[c]);
+  }
+  WorthCut(scores.rest, count, kNeverEnough, scores.bin).Collect(scores.rest, scores.taken);
+  for (uint32_t& taken : scores.taken) taken = scores.unscanned[taken];
 }
 
 void ClusterTable::DropSmall(const ClusterScores& scores, float min_share,

@@ -148,6 +148,24 @@ void AddFloats(const float* HWY_RESTRICT from, size_t count, float factor,
   for (; i < count; ++i) sums[i] += factor * from[i];
 }
 
+size_t Numbers(const float* HWY_RESTRICT masses, size_t count, float least,
+               uint32_t* HWY_RESTRICT numbers) {
+  const FloatTag floats;
+  const hn::RebindToUnsigned<FloatTag> ints;
+  const auto limit = hn::Set(floats, least);
+  size_t found = 0;
+  size_t i = 0;
+  for (; i + hn::Lanes(floats) <= count; i += hn::Lanes(floats)) {
+    const auto taken = hn::RebindMask(ints, hn::Ge(hn::LoadU(floats, masses + i), limit));
+    found +=
+        hn::CompressStore(hn::Iota(ints, static_cast<uint32_t>(i)), taken, ints, numbers + found);
+  }
+  for (; i < count; ++i) {
+    if (masses[i] >= least) numbers[found++] = static_cast<uint32_t>(i);
+  }
+  return found;
+}
+
 constexpr size_t kPlaces = 16;  // of a group
 
 // Of one group and kRows rows.
@@ -239,6 +257,7 @@ HWY_EXPORT(Largest);
 HWY_EXPORT(Scale);
 HWY_EXPORT(SumEach);
 HWY_EXPORT(AddFloats);
+HWY_EXPORT(Numbers);
 HWY_EXPORT(ScoreAllCodes);
 HWY_EXPORT(Add);
 
@@ -267,6 +286,10 @@ void SumGroups(const float* masses, size_t groups, size_t size, float* sums) {
 
 void AddShares(const float* masses, size_t count, float factor, float* shares) {
   HWY_DYNAMIC_DISPATCH(AddFloats)(masses, count, factor, shares);
+}
+
+size_t NumbersFrom(const float* masses, size_t count, float least, uint32_t* numbers) {
+  return HWY_DYNAMIC_DISPATCH(Numbers)(masses, count, least, numbers);
 }
 
 void ScoreCodes(const CodeProducts& products, const uint16_t* codes, size_t groups, size_t stride,

@@ -37,6 +37,10 @@ void SumGroups(const float* masses, size_t groups, size_t size, float* sums);
 // shares[i] += factor * masses[i] for i below `count`.
 void AddShares(const float* masses, size_t count, float factor, float* shares);
 
+// Writes the numbers of those of `count` masses that are `least` or more, ascending, and returns
+// how many there are. `numbers` is [count + 16].
+size_t NumbersFrom(const float* masses, size_t count, float least, uint32_t* numbers);
+
 // What ScoreCodes multiplies codes with, and how residual_codes.h lays them out.
 struct CodeProducts {
   size_t bits = 4;   // of a code, 4 or 2

@@ -14,7 +14,7 @@ namespace {
 // Keys are looked at one by one in the best clusters, until those that are left have this share of
 // the mass, but in no more than one of kScannedOneOf clusters, nor in fewer than kMinScanned.
 constexpr double kUnscannedMass = 0.002;
-constexpr size_t kScannedOneOf = 3;
+constexpr size_t kScannedOneOf = 4;
 constexpr size_t kMinScanned = 256;
 
 // Adds half the variance of each row's logits in a cluster with a spread of 1. `squares` is
@@ -121,11 +121,9 @@ void ClusterTable::ChooseScanned(ClusterScores& scores) const {
   const size_t count = clusters();
   SetWorth(scores);
   const size_t most = std::max(count / kScannedOneOf, kMinScanned);
-  WorthCut cut(scores.worth, most, static_cast<double>(scores.rows) * (1 - kUnscannedMass),
-               scores.bin);
-  for (size_t c = 0; c < count; ++c) {
-    if (cut.Takes(scores.worth[c])) scores.scanned.push_back(static_cast<uint32_t>(c));
-  }
+  const WorthCut cut(scores.worth, most, static_cast<double>(scores.rows) * (1 - kUnscannedMass),
+                     scores.bin);
+  cut.Collect(scores.worth, scores.scanned);
 }
 
 void ClusterTable::Scan(ClusterScores& scores) const {

@@ -51,8 +51,10 @@ struct ClusterScores {
   std::vector<float> by_row;       // [3, rows]
   std::vector<float> key_worth;    // [scanned, cluster_keys]
   std::vector<float> bin;          // of a WorthCut
-  std::vector<float> rest;         // [rows, clusters], of Estimate
-  std::vector<float> sums;         // [rows, padded head_dim], of Estimate
+  std::vector<uint32_t> taken;     // by a WorthCut
+  std::vector<uint32_t> unscanned;
+  std::vector<float> rest;  // [rows, clusters], of Estimate
+  std::vector<float> sums;  // [rows, padded head_dim], of Estimate
   ResidualQueries residuals;
 };
 
@@ -106,7 +108,7 @@ class ClusterTable {
   void Truncate(size_t keys);
 
   // Estimates the mass of every cluster by its mean, and then that of the keys of the clusters with
-  // almost all of the mass, at most kScannedShare of them, by their codes.
+  // almost all of the mass, at most a part of them, by their codes.
   void Score(absl::Span<const float> queries, ClusterScores& scores) const;
   // The clusters to read exactly, best first: those with the largest shares of a row's mass, summed
   // over the rows.
@@ -166,6 +168,8 @@ class ClusterTable {
   // Writes the logits of the keys of the scanned clusters.
   void Scan(ClusterScores& scores) const;
   void SetWorth(ClusterScores& scores) const;
+  // Puts the best `count` clusters that are not scanned into scores.taken, ascending.
+  void ChooseUnscanned(ClusterScores& scores, size_t count) const;
   // Drops what holds less than `min_share` of every row's mass.
   void DropSmall(const ClusterScores& scores, float min_share, KeyChoice& chosen) const;
   // The partial attention of the masses in scores.rest.

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <functional>
 
+#include "index/cluster_kernels.h"
+
 namespace terrace {
 namespace {
 
@@ -20,9 +22,17 @@ float BinFloor(size_t bin) { return std::bit_cast<float>(static_cast<uint32_t>(b
 
 WorthCut::WorthCut(absl::Span<const float> worth, size_t most, double enough,
                    std::vector<float>& scratch) {
+  // Two counts a bin, since neighbours are often alike and would wait for each other.
   std::array<uint32_t, kBins> counts{};
-  for (const float x : worth) ++counts[Bin(x)];
-  size_t left = std::min(most, worth.size());
+  std::array<uint32_t, kBins> others{};
+  for (size_t i = 0; i + 1 < worth.size(); i += 2) {
+    ++counts[Bin(worth[i])];
+    ++others[Bin(worth[i + 1])];
+  }
+  if (worth.size() % 2 == 1) ++counts[Bin(worth.back())];
+  for (size_t i = 0; i < kBins; ++i) counts[i] += others[i];
+  count_ = std::min(most, worth.size());
+  size_t left = count_;
   double sum = 0;
   size_t bin = kBins;  // those from here on are chosen
   while (bin > 0 && counts[bin - 1] <= left && sum < enough) {
@@ -35,6 +45,7 @@ WorthCut::WorthCut(absl::Span<const float> worth, size_t most, double enough,
     // The floor itself belongs to the bin.
     least_ = BinFloor(bin);
     ties_ = bin == kBins ? 0 : worth.size();
+    count_ -= left;
     return;
   }
   --bin;  // which has some of the rest
@@ -47,6 +58,20 @@ WorthCut::WorthCut(absl::Span<const float> worth, size_t most, double enough,
   least_ = *last;
   ties_ = left - static_cast<size_t>(
                      std::count_if(scratch.begin(), last, [&](float x) { return x > least_; }));
+}
+
+void WorthCut::Collect(absl::Span<const float> worth, std::vector<uint32_t>& taken) const {
+  constexpr size_t kRoom = 16;  // that NumbersFrom needs
+  taken.resize(worth.size() + kRoom);
+  taken.resize(NumbersFrom(worth.data(), worth.size(), least_, taken.data()));
+  if (taken.size() == count_) return;
+  size_t ties = ties_;
+  std::erase_if(taken, [&](uint32_t i) {
+    if (worth[i] > least_) return false;
+    if (ties == 0) return true;
+    --ties;
+    return false;
+  });
 }
 
 }  // namespace terrace

@@ -2,6 +2,7 @@
 #define TERRACE_INDEX_LARGEST_WORTH_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -16,17 +17,11 @@ class WorthCut {
   // `enough`. By counting numbers of like size, so in linear time. `scratch` is memory to use.
   WorthCut(absl::Span<const float> worth, size_t most, double enough, std::vector<float>& scratch);
 
-  // Of every number in turn, from the first on: whether it is chosen.
-  bool Takes(float worth) {
-    if (worth > least_) return true;
-    if (worth < least_ || ties_ == 0) return false;
-    --ties_;
-    return true;
-  }
-  // Whether nothing of this worth is chosen.
-  bool IsAbove(float worth) const { return worth < least_; }
+  // Writes where those numbers are in `worth`, which is that of the constructor, ascending.
+  void Collect(absl::Span<const float> worth, std::vector<uint32_t>& taken) const;
 
  private:
+  size_t count_ = 0;
   float least_ = 0;
   size_t ties_ = 0;
 };

@@ -286,23 +286,20 @@ TEST(WorthCutTest, TakesTheLargestAndTheFirstOfEquals) {
                    [&](size_t a, size_t b) { return worth[a] > worth[b]; });
   std::vector<float> scratch;
   for (const size_t most : {0u, 1u, 2u, 17u, 500u, 990u, 999u, 1000u, 2000u}) {
-    WorthCut cut(worth, most, 1e30, scratch);
-    std::vector<size_t> taken;
-    for (size_t i = 0; i < worth.size(); ++i) {
-      if (cut.Takes(worth[i])) taken.push_back(i);
-    }
-    std::vector<size_t> want(order.begin(),
-                             order.begin() + static_cast<ptrdiff_t>(std::min<size_t>(most, 1000)));
+    std::vector<uint32_t> taken;
+    WorthCut(worth, most, 1e30, scratch).Collect(worth, taken);
+    std::vector<uint32_t> want(
+        order.begin(), order.begin() + static_cast<ptrdiff_t>(std::min<size_t>(most, 1000)));
     std::sort(want.begin(), want.end());
     EXPECT_EQ(taken, want) << most;
   }
   // As many as make a sum, and not many more.
-  WorthCut cut(worth, 1000, 100, scratch);
+  std::vector<uint32_t> taken;
+  WorthCut(worth, 1000, 100, scratch).Collect(worth, taken);
   double sum = 0, least = 1e30;
-  for (const float x : worth) {
-    if (!cut.Takes(x)) continue;
-    sum += double{x};
-    least = std::min(least, double{x});
+  for (const uint32_t i : taken) {
+    sum += double{worth[i]};
+    least = std::min(least, double{worth[i]});
   }
   EXPECT_GE(sum, 100);
   EXPECT_LT(sum, 400);
