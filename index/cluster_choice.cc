@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <limits>
 
 #include "index/cluster_kernels.h"
 #include "index/cluster_table.h"
@@ -7,19 +6,13 @@
 
 // How a ClusterTable chooses what is read.
 namespace terrace {
-namespace {
-
-constexpr double kNeverEnough = std::numeric_limits<double>::infinity();
-
-}  // namespace
-
 void ClusterTable::Rank(ClusterScores& scores, const ClusterBudget& budget,
                         std::vector<uint32_t>& chosen) const {
   const size_t count = clusters();
   SetWorth(scores);
   // Even less than a cluster buys one.
   const size_t most = std::max<size_t>(budget.keys / cluster_keys(), 1);
-  WorthCut(scores.worth, most, kNeverEnough, scores.bin).Collect(scores.worth, chosen);
+  WorthCut(scores.worth, most, scores.bin).Collect(scores.worth, chosen);
   if (budget.min_share > 0) {
     std::erase_if(chosen, [&](uint32_t c) {
       for (size_t row = 0; row < scores.rows; ++row) {
@@ -40,15 +33,13 @@ void ClusterTable::RankKeys(ClusterScores& scores, const ClusterBudget& budget,
                             KeyChoice& chosen) const {
   const size_t size = cluster_keys();
   const size_t known = scores.scanned.size() * size;
-  SetWorth(scores);
   scores.key_worth.assign(known, 0.0f);
   for (size_t row = 0; row < scores.rows; ++row) {
     const auto per_mass = static_cast<float>(1 / scores.totals[row]);
     AddShares(scores.key_masses.data() + row * known, known, per_mass, scores.key_worth.data());
   }
   for (float& worth : scores.key_worth) worth = worth > 0 ? worth : 0;
-  WorthCut(scores.key_worth, budget.keys, kNeverEnough, scores.bin)
-      .Collect(scores.key_worth, scores.taken);
+  WorthCut(scores.key_worth, budget.keys, scores.bin).Collect(scores.key_worth, scores.taken);
   chosen.clusters.clear();
   chosen.begins.assign(1, 0);
   chosen.places.clear();
@@ -84,6 +75,7 @@ void ClusterTable::RankKeys(ClusterScores& scores, const ClusterBudget& budget,
 }
 
 void ClusterTable::ChooseUnscanned(ClusterScores& scores, size_t count) const {
+  SetWorth(scores);
   scores.rest.clear();
   scores.unscanned.clear();
   auto scanned = scores.scanned.begin();
@@ -95,7 +87,7 @@ void ClusterTable::ChooseUnscanned(ClusterScores& scores, size_t count) const {
     scores.unscanned.push_back(c);
     scores.rest.push_back(scores.worth[c]);
   }
-  WorthCut(scores.rest, count, kNeverEnough, scores.bin).Collect(scores.rest, scores.taken);
+  WorthCut(scores.rest, count, scores.bin).Collect(scores.rest, scores.taken);
   for (uint32_t& taken : scores.taken) taken = scores.unscanned[taken];
 }
 

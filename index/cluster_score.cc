@@ -11,9 +11,9 @@
 namespace terrace {
 namespace {
 
-// Keys are looked at one by one in the best clusters, until those that are left have this share of
-// the mass, but in no more than one of kScannedOneOf clusters, nor in fewer than kMinScanned.
-constexpr double kUnscannedMass = 0.002;
+// Keys are looked at one by one in the best clusters, but for clusters that together have at most
+// this share of the mass, in no more than one of kScannedOneOf clusters, or kMinScanned.
+constexpr double kUnscannedMass = 0.01;
 constexpr size_t kScannedOneOf = 4;
 constexpr size_t kMinScanned = 256;
 
@@ -121,9 +121,10 @@ void ClusterTable::ChooseScanned(ClusterScores& scores) const {
   const size_t count = clusters();
   SetWorth(scores);
   const size_t most = std::max(count / kScannedOneOf, kMinScanned);
-  const WorthCut cut(scores.worth, most, static_cast<double>(scores.rows) * (1 - kUnscannedMass),
-                     scores.bin);
-  cut.Collect(scores.worth, scores.scanned);
+  WorthCut(scores.worth, most, scores.bin).Collect(scores.worth, scores.scanned);
+  const auto least = static_cast<float>(kUnscannedMass * static_cast<double>(scores.rows) /
+                                        static_cast<double>(count));
+  std::erase_if(scores.scanned, [&](uint32_t c) { return scores.worth[c] < least; });
 }
 
 void ClusterTable::Scan(ClusterScores& scores) const {

@@ -41,7 +41,7 @@ struct ClusterScores {
   // keys: [rows, scanned, cluster_keys].
   std::vector<uint32_t> scanned;
   std::vector<float> key_masses;
-  // [clusters]: the share of a row's mass, summed over the rows, as of the last choice.
+  // [clusters]: the share of a row's mass, summed over the rows, as of the last Rank.
   std::vector<float> worth;
 
   // Scratch.

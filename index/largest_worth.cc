@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstdint>
 #include <functional>
+#include <limits>
 
 #include "index/cluster_kernels.h"
 
@@ -20,8 +21,7 @@ float BinFloor(size_t bin) { return std::bit_cast<float>(static_cast<uint32_t>(b
 
 }  // namespace
 
-WorthCut::WorthCut(absl::Span<const float> worth, size_t most, double enough,
-                   std::vector<float>& scratch) {
+WorthCut::WorthCut(absl::Span<const float> worth, size_t most, std::vector<float>& scratch) {
   // Two counts a bin, since neighbours are often alike and would wait for each other.
   std::array<uint32_t, kBins> counts{};
   std::array<uint32_t, kBins> others{};
@@ -33,19 +33,12 @@ WorthCut::WorthCut(absl::Span<const float> worth, size_t most, double enough,
   for (size_t i = 0; i < kBins; ++i) counts[i] += others[i];
   count_ = std::min(most, worth.size());
   size_t left = count_;
-  double sum = 0;
   size_t bin = kBins;  // those from here on are chosen
-  while (bin > 0 && counts[bin - 1] <= left && sum < enough) {
-    --bin;
-    left -= counts[bin];
-    // At least what they are worth.
-    if (counts[bin] > 0) sum += counts[bin] * double{BinFloor(bin)};
-  }
-  if (bin == 0 || left == 0 || sum >= enough) {
-    // The floor itself belongs to the bin.
-    least_ = BinFloor(bin);
+  while (bin > 0 && counts[bin - 1] <= left) left -= counts[--bin];
+  if (bin == 0 || left == 0) {
+    // The floor itself belongs to the bin; beyond the last one it is above all numbers.
+    least_ = bin == kBins ? std::numeric_limits<float>::infinity() : BinFloor(bin);
     ties_ = bin == kBins ? 0 : worth.size();
-    count_ -= left;
     return;
   }
   --bin;  // which has some of the rest

@@ -13,9 +13,9 @@ namespace terrace {
 // it the first `ties`.
 class WorthCut {
  public:
-  // The `most` largest of `worth`, all of which are 0 or more and not NaN, or fewer that add up to
-  // `enough`. By counting numbers of like size, so in linear time. `scratch` is memory to use.
-  WorthCut(absl::Span<const float> worth, size_t most, double enough, std::vector<float>& scratch);
+  // The `most` largest of `worth`, all of which are 0 or more and not NaN. By counting numbers of
+  // like size, so in linear time. `scratch` is memory to use.
+  WorthCut(absl::Span<const float> worth, size_t most, std::vector<float>& scratch);
 
   // Writes where those numbers are in `worth`, which is that of the constructor, ascending.
   void Collect(absl::Span<const float> worth, std::vector<uint32_t>& taken) const;

@@ -249,17 +249,6 @@ TEST(ClusterTableTest, AnyNumberOfThreadsMakesTheSameTable) {
   EXPECT_EQ(Saved(Table(keys, values)), Saved(Table(keys, values, {.head_dim = kHeadDim}, 2)));
 }
 
-TEST(ClusterTableTest, SummariesAreASmallShareOfKeysAndValues) {
-  for (const size_t head_dim : {64u, 128u}) {
-    const std::vector<float> keys = Normals(16384 * head_dim, 15);
-    auto table = ClusterTable::Create({.head_dim = head_dim}, QuerySpace(head_dim));
-    ComputePool pool(1);
-    const KeyPanels panels = KeyPanels::Contiguous(keys.data(), 16384, head_dim, KvDtype::kFloat32);
-    ASSERT_TRUE(table->Add(panels, &panels, 16384, pool).ok());
-    EXPECT_LE(table->memory_bytes(), 0.07 * 16384 * 2 * static_cast<double>(head_dim) * 2);
-  }
-}
-
 TEST(ClusterTableTest, LoadGivesWhatWasSaved) {
   const std::vector<float> keys = Normals(9008 * kHeadDim, 16);
   const std::vector<float> samples = Normals(50 * kHeadDim, 17);
