@@ -137,13 +137,15 @@ class ClusterIndex final : public KeyIndex {
             : std::max(4 * options.k, table.keys() / kDefaultOneOf);
     ClusterScores scores;
     table.Score(scaled, scores);
-    std::vector<uint32_t> chosen;
-    table.Rank(scores, {.keys = budget}, chosen);
+    KeyChoice chosen;
+    table.RankKeys(scores, {.keys = budget}, chosen);
     std::vector<uint32_t> ids;
-    for (const uint32_t cluster : chosen) {
-      const ClusterTable::Members members = table.members(cluster);
-      for (const uint16_t offset : members.offsets) {
-        ids.push_back(static_cast<uint32_t>(members.first_key + offset));
+    ids.reserve(chosen.places.size() + keys_->size() - table.keys());
+    for (size_t i = 0; i < chosen.clusters.size(); ++i) {
+      const ClusterTable::Members members = table.members(chosen.clusters[i]);
+      for (size_t at = chosen.begins[i]; at < chosen.begins[i + 1]; ++at) {
+        ids.push_back(
+            static_cast<uint32_t>(members.first_key + members.offsets[chosen.places[at]]));
       }
     }
     for (size_t i = table.keys(); i < keys_->size(); ++i) ids.push_back(static_cast<uint32_t>(i));

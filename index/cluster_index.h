@@ -18,8 +18,8 @@ struct ClusterOptions {
   size_t seal_keys = 1024;
 };
 
-// "cluster": reads the keys of the clusters of a ClusterTable that promise most. The effort is the
-// number of clusters that a search reads for all its rows. kInvalidArgument naming the
+// "cluster": reads the keys of a ClusterTable that promise most. The effort, times cluster_keys, is
+// the number of keys that a search reads for all its rows. kInvalidArgument naming the
 // field.
 absl::StatusOr<std::unique_ptr<KeyIndex>> MakeClusterIndex(const ClusterOptions& options);
 

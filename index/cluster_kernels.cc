@@ -23,13 +23,16 @@ namespace hn = hwy::HWY_NAMESPACE;
 // 16 lanes at most, of which the dimensions are a multiple.
 using FloatTag = hn::CappedTag<float, 16>;
 using IntTag = hn::RebindToSigned<FloatTag>;
+using HalfTag = hn::Rebind<int16_t, FloatTag>;
+using WordTag = hn::CappedTag<uint16_t, 16>;
+using ShortTag = hn::RebindToSigned<WordTag>;
 using ByteTag = hn::Rebind<int8_t, FloatTag>;
 
 // So many sums in fp32 before they are added up in fp64, which keeps the small ones.
 constexpr size_t kSumTile = 1024;
 
 float Raise(const float* HWY_RESTRICT spreads, size_t count, const LogitRaise& raise,
-            float* HWY_RESTRICT logits) {
+            float* HWY_RESTRICT logits, float* HWY_RESTRICT raised) {
   const FloatTag floats;
   const auto shifts = hn::Set(floats, raise.shift);
   const auto gains = hn::Set(floats, raise.gain);
@@ -41,9 +44,11 @@ float Raise(const float* HWY_RESTRICT spreads, size_t count, const LogitRaise& r
     const auto root = hn::Sqrt(hn::Mul(half_variance, log_keys));
     const auto frozen = hn::Sub(hn::Add(root, root), log_keys);
     const auto by = hn::IfThenElse(hn::Lt(half_variance, log_keys), half_variance, frozen);
-    const auto raised = hn::Add(hn::Add(hn::LoadU(floats, logits + c), shifts), by);
-    hn::StoreU(raised, floats, logits + c);
-    most = hn::Max(most, raised);
+    const auto logit = hn::Add(hn::LoadU(floats, logits + c), shifts);
+    const auto sum = hn::Add(logit, by);
+    hn::StoreU(logit, floats, logits + c);
+    hn::StoreU(sum, floats, raised + c);
+    most = hn::Max(most, sum);
   }
   float largest = hn::GetLane(hn::MaxOfLanes(floats, most));
   for (; c < count; ++c) {
@@ -51,8 +56,9 @@ float Raise(const float* HWY_RESTRICT spreads, size_t count, const LogitRaise& r
     const float by = half_variance < raise.log_keys
                          ? half_variance
                          : 2 * std::sqrt(half_variance * raise.log_keys) - raise.log_keys;
-    logits[c] = logits[c] + raise.shift + by;
-    largest = std::max(largest, logits[c]);
+    logits[c] += raise.shift;
+    raised[c] = logits[c] + by;
+    largest = std::max(largest, raised[c]);
   }
   return largest;
 }
@@ -80,6 +86,148 @@ double Weigh(const float* HWY_RESTRICT logits, size_t count, float shift,
   return total;
 }
 
+float Largest(const float* HWY_RESTRICT logits, size_t count) {
+  const FloatTag floats;
+  auto most = hn::Set(floats, -std::numeric_limits<float>::infinity());
+  size_t i = 0;
+  for (; i + hn::Lanes(floats) <= count; i += hn::Lanes(floats)) {
+    most = hn::Max(most, hn::LoadU(floats, logits + i));
+  }
+  float largest = hn::GetLane(hn::MaxOfLanes(floats, most));
+  for (; i < count; ++i) largest = std::max(largest, logits[i]);
+  return largest;
+}
+
+double Scale(float* HWY_RESTRICT masses, size_t count, float factor) {
+  const FloatTag floats;
+  const auto factors = hn::Set(floats, factor);
+  double total = 0;
+  size_t c = 0;
+  while (c + hn::Lanes(floats) <= count) {
+    const size_t end = std::min(count, c + kSumTile);
+    auto sum = hn::Zero(floats);
+    for (; c + hn::Lanes(floats) <= end; c += hn::Lanes(floats)) {
+      const auto mass = hn::Mul(hn::LoadU(floats, masses + c), factors);
+      hn::StoreU(mass, floats, masses + c);
+      sum = hn::Add(sum, mass);
+    }
+    total += double{hn::GetLane(hn::SumOfLanes(floats, sum))};
+  }
+  for (; c < count; ++c) {
+    masses[c] *= factor;
+    total += double{masses[c]};
+  }
+  return total;
+}
+
+void SumEach(const float* HWY_RESTRICT masses, size_t groups, size_t size,
+             float* HWY_RESTRICT sums) {
+  const FloatTag floats;
+  for (size_t group = 0; group < groups; ++group) {
+    const float* const at = masses + group * size;
+    auto sum = hn::Zero(floats);
+    size_t i = 0;
+    for (; i + hn::Lanes(floats) <= size; i += hn::Lanes(floats)) {
+      sum = hn::Add(sum, hn::LoadU(floats, at + i));
+    }
+    float total = hn::GetLane(hn::SumOfLanes(floats, sum));
+    for (; i < size; ++i) total += at[i];
+    sums[group] = total;
+  }
+}
+
+void AddFloats(const float* HWY_RESTRICT from, size_t count, float factor,
+               float* HWY_RESTRICT sums) {
+  const FloatTag floats;
+  const auto factors = hn::Set(floats, factor);
+  size_t i = 0;
+  for (; i + hn::Lanes(floats) <= count; i += hn::Lanes(floats)) {
+    hn::StoreU(hn::MulAdd(factors, hn::LoadU(floats, from + i), hn::LoadU(floats, sums + i)),
+               floats, sums + i);
+  }
+  for (; i < count; ++i) sums[i] += factor * from[i];
+}
+
+size_t Numbers(const float* HWY_RESTRICT masses, size_t count, float least,
+               uint32_t* HWY_RESTRICT numbers) {
+  const FloatTag floats;
+  const hn::RebindToUnsigned<FloatTag> ints;
+  const auto limit = hn::Set(floats, least);
+  size_t found = 0;
+  size_t i = 0;
+  for (; i + hn::Lanes(floats) <= count; i += hn::Lanes(floats)) {
+    const auto taken = hn::RebindMask(ints, hn::Ge(hn::LoadU(floats, masses + i), limit));
+    found +=
+        hn::CompressStore(hn::Iota(ints, static_cast<uint32_t>(i)), taken, ints, numbers + found);
+  }
+  for (; i < count; ++i) {
+    if (masses[i] >= least) numbers[found++] = static_cast<uint32_t>(i);
+  }
+  return found;
+}
+
+constexpr size_t kPlaces = 16;  // of a group
+
+// Of one group and kRows rows.
+template <int kBits, size_t kRows>
+void ScoreGroup(const CodeProducts& products, size_t first_row, const uint16_t* HWY_RESTRICT codes,
+                size_t stride, float* HWY_RESTRICT logits) {
+  const WordTag words;
+  const ShortTag shorts;
+  const FloatTag floats;
+  constexpr size_t kCodes = 16 / kBits;
+  const size_t dimensions = products.words * kCodes;
+  const int16_t* const steps = products.steps + first_row * dimensions;
+  const auto mask = hn::Set(words, (1 << kBits) - 1);
+  HWY_ALIGN int16_t all[kRows * kPlaces];
+  for (size_t lane = 0; lane < kPlaces; lane += hn::Lanes(words)) {
+    hn::Vec<ShortTag> sums[kRows];
+    for (size_t r = 0; r < kRows; ++r) sums[r] = hn::Zero(shorts);
+    for (size_t word = 0; word < products.words; ++word) {
+      auto rest = hn::LoadU(words, codes + word * kPlaces + lane);
+      for (size_t i = 0; i < kCodes; ++i) {
+        const auto code = hn::BitCast(shorts, hn::And(rest, mask));
+        for (size_t r = 0; r < kRows; ++r) {
+          const auto step = hn::Set(shorts, steps[r * dimensions + word * kCodes + i]);
+          sums[r] = hn::Add(sums[r], hn::Mul(code, step));
+        }
+        rest = hn::ShiftRight<kBits>(rest);
+      }
+    }
+    for (size_t r = 0; r < kRows; ++r) hn::StoreU(sums[r], shorts, all + r * kPlaces + lane);
+  }
+  for (size_t r = 0; r < kRows; ++r) {
+    const auto base = hn::Set(floats, products.bases[first_row + r]);
+    const auto factor = hn::Set(floats, products.factors[first_row + r]);
+    for (size_t lane = 0; lane < kPlaces; lane += hn::Lanes(floats)) {
+      const auto sum = hn::ConvertTo(
+          floats, hn::PromoteTo(IntTag(), hn::LoadU(HalfTag(), all + r * kPlaces + lane)));
+      hn::StoreU(hn::MulAdd(factor, sum, base), floats, logits + (first_row + r) * stride + lane);
+    }
+  }
+}
+
+template <int kBits>
+void ScoreGroups(const CodeProducts& products, const uint16_t* codes, size_t groups, size_t stride,
+                 float* logits) {
+  for (size_t group = 0; group < groups; ++group) {
+    const uint16_t* const at = codes + group * products.words * kPlaces;
+    float* const to = logits + group * kPlaces;
+    size_t row = 0;
+    for (; row + 4 <= products.rows; row += 4) ScoreGroup<kBits, 4>(products, row, at, stride, to);
+    for (; row < products.rows; ++row) ScoreGroup<kBits, 1>(products, row, at, stride, to);
+  }
+}
+
+void ScoreAllCodes(const CodeProducts& products, const uint16_t* codes, size_t groups,
+                   size_t stride, float* logits) {
+  if (products.bits == 4) {
+    ScoreGroups<4>(products, codes, groups, stride, logits);
+  } else {
+    ScoreGroups<2>(products, codes, groups, stride, logits);
+  }
+}
+
 void Add(const int8_t* HWY_RESTRICT vector, const float* HWY_RESTRICT factors, size_t rows,
          size_t dimensions, float* HWY_RESTRICT sums) {
   const FloatTag floats;
@@ -105,16 +253,48 @@ namespace {
 
 HWY_EXPORT(Raise);
 HWY_EXPORT(Weigh);
+HWY_EXPORT(Largest);
+HWY_EXPORT(Scale);
+HWY_EXPORT(SumEach);
+HWY_EXPORT(AddFloats);
+HWY_EXPORT(Numbers);
+HWY_EXPORT(ScoreAllCodes);
 HWY_EXPORT(Add);
 
 }  // namespace
 
-float RaiseLogits(const float* spreads, size_t count, const LogitRaise& raise, float* logits) {
-  return HWY_DYNAMIC_DISPATCH(Raise)(spreads, count, raise, logits);
+float RaiseLogits(const float* spreads, size_t count, const LogitRaise& raise, float* logits,
+                  float* raised) {
+  return HWY_DYNAMIC_DISPATCH(Raise)(spreads, count, raise, logits, raised);
 }
 
 double WeighLogits(const float* logits, size_t count, float shift, float* weights) {
   return HWY_DYNAMIC_DISPATCH(Weigh)(logits, count, shift, weights);
+}
+
+float LargestLogit(const float* logits, size_t count) {
+  return HWY_DYNAMIC_DISPATCH(Largest)(logits, count);
+}
+
+double ScaleMasses(float* masses, size_t count, float factor) {
+  return HWY_DYNAMIC_DISPATCH(Scale)(masses, count, factor);
+}
+
+void SumGroups(const float* masses, size_t groups, size_t size, float* sums) {
+  HWY_DYNAMIC_DISPATCH(SumEach)(masses, groups, size, sums);
+}
+
+void AddShares(const float* masses, size_t count, float factor, float* shares) {
+  HWY_DYNAMIC_DISPATCH(AddFloats)(masses, count, factor, shares);
+}
+
+size_t NumbersFrom(const float* masses, size_t count, float least, uint32_t* numbers) {
+  return HWY_DYNAMIC_DISPATCH(Numbers)(masses, count, least, numbers);
+}
+
+void ScoreCodes(const CodeProducts& products, const uint16_t* codes, size_t groups, size_t stride,
+                float* logits) {
+  HWY_DYNAMIC_DISPATCH(ScoreAllCodes)(products, codes, groups, stride, logits);
 }
 
 void AddScaled(const int8_t* vector, const float* factors, size_t rows, size_t dimensions,

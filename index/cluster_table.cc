@@ -121,7 +121,7 @@ absl::Status ClusterTable::Add(const KeyPanels& keys, const KeyPanels* values, s
 ClusterTable::Segment ClusterTable::MakeSegment(const KeyPanels& keys, const KeyPanels* values,
                                                 size_t first, size_t count) const {
   Segment segment;
-  segment.clusters = ClusterSegment(keys, first, count, space_, options_.clustering);
+  segment.clusters = ClusterSegment(keys, first, count, space_, options_.clustering, Residuals());
   const size_t clusters = segment.clusters.clusters();
   const Means means(keys, first, segment.clusters);
   segment.mean.resize(options_.head_dim);
@@ -149,6 +149,7 @@ ClusterTable::Segment ClusterTable::MakeSegment(const KeyPanels& keys, const Key
 void ClusterTable::Take(Segment segment) {
   segment.first_key = keys_;
   segment.first_cluster = clusters();
+  segment.coded = CodedDimensions(Residuals(), segment.clusters.shape);
   keys_ += segment.clusters.order.size();
   segments_.push_back(std::move(segment));
 }
@@ -176,7 +177,9 @@ ClusterTable::Members ClusterTable::members(size_t cluster) const {
 size_t ClusterTable::memory_bytes() const {
   size_t bytes = space_.memory_bytes() + segments_.capacity() * sizeof(Segment);
   for (const Segment& segment : segments_) {
-    bytes += segment.clusters.order.capacity() * sizeof(uint16_t) +
+    bytes += (segment.clusters.order.capacity() + segment.clusters.codes.capacity() +
+              segment.coded.capacity()) *
+                 sizeof(uint16_t) +
              (segment.clusters.spreads.capacity() + segment.clusters.shape.capacity() +
               segment.mean.capacity()) *
                  sizeof(float) +

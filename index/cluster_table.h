@@ -11,6 +11,7 @@
 #include "index/compute_pool.h"
 #include "index/key_panels.h"
 #include "index/query_space.h"
+#include "index/residual_codes.h"
 #include "index/segment_clusters.h"
 #include "index/summary_scores.h"
 
@@ -20,9 +21,11 @@ struct ClusterTableOptions {
   size_t head_dim = 128;
   // Whether clusters know the mean of their values, without which nothing is estimated.
   bool has_values = true;
-  // Whether the spread of a cluster counts: keys that differ have a larger mean of exponentials
-  // than the exponential of their mean (Jensen).
+  // Whether what a mean or a code leaves unknown of keys counts by its variance: keys that differ
+  // have a larger mean of exponentials than the exponential of their mean (Jensen).
   bool spread_correction = true;
+  // Whether single keys are known by codes, not only clusters.
+  bool residual_codes = true;
   ClusteringOptions clustering = {};
 };
 
@@ -30,25 +33,52 @@ struct ClusterTableOptions {
 // again, it allocates only where it grows. Thread-compatible.
 struct ClusterScores {
   size_t rows = 0;
-  // [rows, clusters]: the estimated mass of a key of the cluster is exp(shift[row]) * weight.
-  std::vector<float> weights;
-  std::vector<float> shifts;   // [rows]
-  std::vector<double> totals;  // [rows]: the sum of cluster_keys * weight over all
-  std::vector<float> worth;    // [clusters], of a key; scratch of Rank
-  std::vector<uint8_t> read;   // [clusters]; scratch of Estimate
+  std::vector<float> shifts;  // [rows]; masses count in units of exp(shift)
+  // [rows, clusters]: the estimated masses.
+  std::vector<float> masses;
+  std::vector<double> totals;  // [rows]: their sums
+  // The clusters whose keys are known one by one, ascending, and the estimated masses of these
+  // keys: [rows, scanned, cluster_keys].
+  std::vector<uint32_t> scanned;
+  std::vector<float> key_masses;
+  // [clusters]: the share of a row's mass, summed over the rows, as of the last Rank.
+  std::vector<float> worth;
+
+  // Scratch.
+  std::vector<float> logits;       // [rows, clusters], of mean keys
+  std::vector<float> represented;  // [space dimensions, rows]
+  std::vector<float> squares;      // [space dimensions, rows]
+  std::vector<float> by_row;       // [3, rows]
+  std::vector<float> key_worth;    // [scanned, cluster_keys]
+  std::vector<float> bin;          // of a WorthCut
+  std::vector<uint32_t> taken;     // by a WorthCut
+  std::vector<uint32_t> unscanned;
+  std::vector<float> rest;  // [rows, clusters], of Estimate
+  std::vector<float> sums;  // [rows, padded head_dim], of Estimate
+  ResidualQueries residuals;
 };
 
 struct ClusterBudget {
-  // Keys to read at most. A cluster that does not fit ends the choice, but for the first.
+  // Keys to read at most, but for the first cluster where clusters are read.
   size_t keys = 0;
-  // Clusters are left to estimation that hold less than this share of each row's mass.
+  // What holds less than this share of each row's mass is left to estimation.
   float min_share = 0;
 };
 
+// Single keys to read, by cluster.
+struct KeyChoice {
+  std::vector<uint32_t> clusters;  // those with keys to read, ascending
+  // [clusters + 1]: the keys of clusters[i] are places[begins[i]] to places[begins[i + 1] - 1].
+  std::vector<uint32_t> begins;
+  // In the cluster, ascending; ClusterTable::members(cluster).offsets[place] is the key.
+  std::vector<uint16_t> places;
+};
+
 // The clusters of all sealed segments of one layer and KV head, after RetroInfer's wave index
-// (arXiv 2505.02922, section 4): of each its mean key and mean value in 8 bits and its
-// spread, and of each segment the order of its keys by cluster. All clusters have equally many
-// keys. Keys and values themselves are not kept and are needed in Add alone. Keys are after RoPE.
+// (arXiv 2505.02922, section 4): of each its mean key and mean value in 8 bits and its spread, of
+// each key a few bits for what it differs by from its mean key (residual_codes.h), and of each
+// segment the order of its keys by cluster. All clusters have equally many keys. Keys and values
+// themselves are not kept and are needed in Add alone. Keys are after RoPE.
 //
 // Clusters are numbered over all segments in the order that they were added. Queries are
 // [rows, head_dim], finite, and scaled by 1 / sqrt(head_dim); their rows are those of the group.
@@ -77,16 +107,23 @@ class ClusterTable {
   // Forgets the segments that reach beyond the first `keys` keys; keys() says what is left.
   void Truncate(size_t keys);
 
-  // Estimates the mass of every cluster.
+  // Estimates the mass of every cluster by its mean, and then that of the keys of the clusters with
+  // almost all of the mass, at most a part of them, by their codes.
   void Score(absl::Span<const float> queries, ClusterScores& scores) const;
-  // The clusters to read exactly, those first of which a key is worth most: by its share of a row's
-  // mass, summed over the rows.
+  // The clusters to read exactly, best first: those with the largest shares of a row's mass, summed
+  // over the rows.
   void Rank(ClusterScores& scores, const ClusterBudget& budget,
             std::vector<uint32_t>& chosen) const;
-  // The partial attention over all clusters but those of `read`, from their mean keys, mean values
-  // and spreads: `out` is [rows, head_dim], `lse` is [rows], with zeros and minus infinity
-  // where nothing is left. Of a table with values.
+  // The keys to read exactly: those with the largest such shares. Where more are wanted than are
+  // known one by one, further clusters are chosen as a whole.
+  void RankKeys(ClusterScores& scores, const ClusterBudget& budget, KeyChoice& chosen) const;
+  // The partial attention over all keys but those of the clusters `read`: by their codes where they
+  // are known, else by mean keys and spreads, and mean values. `out` is [rows, head_dim], `lse` is
+  // [rows], with zeros and minus infinity where nothing is left. Of a table with values.
   void Estimate(ClusterScores& scores, absl::Span<const uint32_t> read, absl::Span<float> out,
+                absl::Span<float> lse) const;
+  // The same for all keys but those of `read`.
+  void Estimate(ClusterScores& scores, const KeyChoice& read, absl::Span<float> out,
                 absl::Span<float> lse) const;
 
   // The keys of a cluster: first_key + each of the offsets, which ascend.
@@ -110,6 +147,7 @@ class ClusterTable {
     size_t first_cluster = 0;
     SegmentClusters clusters;
     std::vector<float> mean;             // [head_dim], of all keys
+    std::vector<uint16_t> coded;         // CodedDimensions
     std::vector<std::byte> key_means;    // of Layout(clusters), less the mean
     std::vector<std::byte> value_means;  // of Layout(clusters); empty without values
   };
@@ -122,13 +160,23 @@ class ClusterTable {
   SummaryLayout Layout(size_t clusters) const {
     return {.count = clusters, .dimensions = options_.head_dim};
   }
-  // Writes the log-masses of a key of each cluster of a segment, one row after the other and
-  // `stride` apart, and makes `largest`, [rows], at least the largest of them. `squares` is
-  // [space_.dimensions(), rows], of the elements that represent the queries there, or empty where
-  // spreads do not count.
+  // Writes the logits of the mean keys of a segment's clusters, and to `masses` the logarithms of
+  // the mean exponentials of their keys, and makes the shifts at least the largest of these.
   void ScoreSegment(const Segment& segment, const SummaryQueries& queries,
-                    absl::Span<const float> plain_queries, absl::Span<const float> squares,
-                    size_t stride, float* logits, absl::Span<float> largest) const;
+                    absl::Span<const float> plain_queries, ClusterScores& scores) const;
+  void ChooseScanned(ClusterScores& scores) const;
+  // Writes the logits of the keys of the scanned clusters.
+  void Scan(ClusterScores& scores) const;
+  void SetWorth(ClusterScores& scores) const;
+  // Puts the best `count` clusters that are not scanned into scores.taken, ascending.
+  void ChooseUnscanned(ClusterScores& scores, size_t count) const;
+  // Drops what holds less than `min_share` of every row's mass.
+  void DropSmall(const ClusterScores& scores, float min_share, KeyChoice& chosen) const;
+  // The partial attention of the masses in scores.rest.
+  void EstimateRest(ClusterScores& scores, absl::Span<float> out, absl::Span<float> lse) const;
+  ResidualShape Residuals() const {
+    return options_.residual_codes ? ResidualShape::For(options_.head_dim) : ResidualShape();
+  }
 
   // Constant after construction.
   ClusterTableOptions options_;

@@ -24,7 +24,8 @@ struct Header {
   uint32_t matrix_rows = 0;  // 0: the keys' own space
   uint32_t cluster_keys = 0;
   uint32_t segments = 0;
-  uint32_t unused = 0;
+  uint16_t code_bits = 0;
+  uint16_t code_dimensions = 0;
   uint64_t body_bytes = 0;
   uint64_t checksum = 0;  // XXH3-64 of the header, in which this is 0, and the body with that seed
 };
@@ -64,6 +65,11 @@ bool AllFinite(const std::vector<float>& numbers) {
   return std::all_of(numbers.begin(), numbers.end(), [](float x) { return std::isfinite(x); });
 }
 
+bool AllFiniteAndPositive(const std::vector<float>& numbers) {
+  return AllFinite(numbers) &&
+         std::all_of(numbers.begin(), numbers.end(), [](float x) { return x >= 0; });
+}
+
 bool FiniteScales(const SummaryLayout& layout, const std::vector<std::byte>& summaries) {
   if (summaries.empty()) return true;
   const absl::Span<const float> scales(layout.scales(summaries.data()), layout.count);
@@ -79,7 +85,7 @@ bool Consistent(const SegmentClusters& clusters) {
     if (key >= keys || seen[key]) return false;
     seen[key] = true;
   }
-  return AllFinite(clusters.spreads) && AllFinite(clusters.shape);
+  return AllFiniteAndPositive(clusters.spreads) && AllFiniteAndPositive(clusters.shape);
 }
 
 }  // namespace
@@ -94,6 +100,7 @@ void ClusterTable::Save(std::vector<std::byte>& bytes) const {
     Write(segment.clusters.order, bytes);
     Write(segment.clusters.spreads, bytes);
     Write(segment.clusters.shape, bytes);
+    Write(segment.clusters.codes, bytes);
     Write(segment.mean, bytes);
     Write(segment.key_means, bytes);
     Write(segment.value_means, bytes);
@@ -103,6 +110,8 @@ void ClusterTable::Save(std::vector<std::byte>& bytes) const {
   header.has_values = options_.has_values ? 1 : 0;
   header.matrix_rows = static_cast<uint32_t>(matrix.size() / options_.head_dim);
   header.cluster_keys = static_cast<uint32_t>(cluster_keys());
+  header.code_bits = static_cast<uint16_t>(Residuals().bits);
+  header.code_dimensions = static_cast<uint16_t>(Residuals().dimensions);
   header.segments = static_cast<uint32_t>(segments_.size());
   header.body_bytes = bytes.size() - start - sizeof(Header);
   header.checksum = ChecksumOf(header, absl::MakeConstSpan(bytes).subspan(start + sizeof(Header)));
@@ -141,6 +150,12 @@ absl::StatusOr<ClusterTable> ClusterTable::Load(const ClusterTableOptions& optio
   }
   absl::StatusOr<ClusterTable> table = Create(options, QuerySpace(head_dim, std::move(matrix)));
   if (!table.ok()) return table.status();
+  const ResidualShape residuals = table->Residuals();
+  if (header.code_bits != residuals.bits || header.code_dimensions != residuals.dimensions) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "cluster table: codes of ", header.code_bits, " bits for ", header.code_dimensions,
+        " dimensions, expected ", residuals.bits, " for ", residuals.dimensions));
+  }
   for (size_t i = 0; i < header.segments; ++i) {
     Segment segment;
     SegmentClusters& clusters = segment.clusters;
@@ -151,6 +166,7 @@ absl::StatusOr<ClusterTable> ClusterTable::Load(const ClusterTableOptions& optio
         reader.Read(count[0] * options.clustering.cluster_keys, clusters.order) &&
         reader.Read(count[0], clusters.spreads) &&
         reader.Read(table->space_.dimensions(), clusters.shape) &&
+        reader.Read(residuals.size(clusters.order.size()), clusters.codes) &&
         reader.Read(head_dim, segment.mean) &&
         reader.Read(table->Layout(count[0]).bytes(), segment.key_means) &&
         reader.Read(options.has_values ? table->Layout(count[0]).bytes() : 0, segment.value_means);

@@ -12,26 +12,31 @@ namespace terrace {
 namespace {
 
 // Of the variance of inner products, what the directions that are left out may hold.
-constexpr double kNeglectedShare = 0.005;
+constexpr double kNeglectedShare = 0.02;
 constexpr double kRounding = 1e-10;
 // Sums over so many keys and queries tell the moments well enough.
 constexpr size_t kMomentRows = 8192;
+constexpr size_t kMomentRun = 64;
 
-// E[x x^T] over at most kMomentRows rows, evenly spaced: [n, n].
+// E[x x^T] over at most kMomentRows rows, in evenly spaced runs of kMomentRun, since rows of the
+// heads of a group may alternate: [n, n].
 std::vector<double> SecondMoment(absl::Span<const float> rows, size_t n) {
   const size_t count = rows.size() / n;
   const size_t used = std::min(count, kMomentRows);
   std::vector<double> moment(n * n);
   std::vector<float> sums(n * n);
-  for (size_t i = 0; i < used; ++i) {
-    const float* const row = rows.data() + i * count / used * n;
-    for (size_t a = 0; a < n; ++a) {
-      for (size_t b = 0; b < n; ++b) sums[a * n + b] += row[a] * row[b];
+  for (size_t begin = 0; begin < used; begin += kMomentRun) {
+    const size_t run = std::min(kMomentRun, used - begin);
+    // The last run ends at most where the rows do.
+    const size_t first = begin * (count - run) / std::max<size_t>(used - run, 1);
+    for (size_t i = first; i < first + run; ++i) {
+      const float* const row = rows.data() + i * n;
+      for (size_t a = 0; a < n; ++a) {
+        for (size_t b = 0; b < n; ++b) sums[a * n + b] += row[a] * row[b];
+      }
     }
     // Short sums in fp32 are fast, and those of fp64 lose nothing.
-    if (i % 64 == 63 || i + 1 == used) {
-      for (size_t j = 0; j < n * n; ++j) moment[j] += double{std::exchange(sums[j], 0.0f)};
-    }
+    for (size_t j = 0; j < n * n; ++j) moment[j] += double{std::exchange(sums[j], 0.0f)};
   }
   for (double& element : moment) element /= static_cast<double>(used);
   return moment;

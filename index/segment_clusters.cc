@@ -126,6 +126,21 @@ void Arrange(const KMeans& means, size_t dimensions, size_t clusters, SegmentClu
   }
 }
 
+void Encode(const KMeans& means, size_t dimensions, const ResidualShape& shape,
+            SegmentClusters& out) {
+  if (shape.bits == 0) return;
+  const std::vector<uint16_t> coded = CodedDimensions(shape, out.shape);
+  std::vector<float> residual(dimensions);
+  out.codes.assign(shape.size(out.order.size()), uint16_t{0});
+  for (size_t place = 0; place < out.order.size(); ++place) {
+    const size_t cluster = place / out.cluster_keys();
+    const float* const point = means.point(out.order[place]);
+    for (size_t d = 0; d < dimensions; ++d) residual[d] = point[d] - means.centroid(cluster)[d];
+    EncodeResidual(shape, coded, out.shape, out.spreads[cluster], residual.data(), place,
+                   out.codes.data());
+  }
+}
+
 }  // namespace
 
 absl::Status ClusteringOptions::Validate() const {
@@ -138,7 +153,8 @@ absl::Status ClusteringOptions::Validate() const {
 }
 
 SegmentClusters ClusterSegment(const KeyPanels& keys, size_t first, size_t count,
-                               const QuerySpace& space, const ClusteringOptions& options) {
+                               const QuerySpace& space, const ClusteringOptions& options,
+                               const ResidualShape& residuals) {
   const size_t clusters = count / options.cluster_keys;
   KMeans means(CenteredPoints(keys, first, count, space), space.dimensions(), clusters);
   for (size_t i = 0; i < options.iterations; ++i) {
@@ -149,6 +165,7 @@ SegmentClusters ClusterSegment(const KeyPanels& keys, size_t first, size_t count
   means.Move();
   SegmentClusters out;
   Arrange(means, space.dimensions(), clusters, out);
+  Encode(means, space.dimensions(), residuals, out);
   return out;
 }
 

@@ -9,6 +9,7 @@
 #include "absl/types/span.h"
 #include "index/key_panels.h"
 #include "index/query_space.h"
+#include "index/residual_codes.h"
 
 namespace terrace {
 
@@ -43,6 +44,8 @@ struct SegmentClusters {
   // [space.dimensions()]: how the squared distances are shared among the directions; sums to 1, or
   // to 0 where all distances are 0.
   std::vector<float> shape;
+  // Of the residuals of the keys, in this order: residual_codes.h. Empty where none are wanted.
+  std::vector<uint16_t> codes;
 };
 
 // Clusters `count` keys from `first` on, finite, 1 to kSegmentKeys of them and a multiple of
@@ -52,7 +55,8 @@ struct SegmentClusters {
 // products themselves, find better clusters. Then every centroid gets equally many keys
 // (AssignBalanced) and becomes their mean. Depends on nothing but its arguments. Thread-safe.
 SegmentClusters ClusterSegment(const KeyPanels& keys, size_t first, size_t count,
-                               const QuerySpace& space, const ClusteringOptions& options);
+                               const QuerySpace& space, const ClusteringOptions& options,
+                               const ResidualShape& residuals = {});
 
 }  // namespace terrace
 

@@ -236,6 +236,13 @@ TEST(QuerySpaceTest, DistancesAreExpectedDifferencesOfInnerProducts) {
   }
 }
 
+TEST(QuerySpaceTest, QueriesOfAllHeadsCountThoughTheirRowsAlternate) {
+  // More rows than are looked at, each along the direction of its head.
+  std::vector<float> queries(20000 * kHeadDim);
+  for (size_t i = 0; i < 20000; ++i) queries[i * kHeadDim + i % 8] = i % 3 == 0 ? -1.0f : 1.0f;
+  EXPECT_EQ(QuerySpace(queries, Panels(Normals(500 * kHeadDim, 70))).dimensions(), 8u);
+}
+
 TEST(QuerySpaceTest, ClustersAreTightForQueriesAndNotForKeys) {
   const std::vector<float> keys = Normals(2048 * kHeadDim, 12);
   const std::vector<float> decode_queries = NarrowQueries(20, 13);
