@@ -152,8 +152,9 @@ TEST_F(CliIndexEvalTest, WritesTablesAndJson) {
 }
 
 TEST_F(CliIndexEvalTest, ComparesVariantsHeadByHead) {
-  const RunResult run = Synthetic({"--json", json_, "--enough-recall", "0.95", "--index",
-                                   "ivf:lists=8,ivf:lists=100,graph,hnsw:m=8:ef_construction=20"});
+  const RunResult run =
+      Synthetic({"--json", json_, "--threads", "1", "--enough-recall", "0.99", "--index",
+                 "ivf:lists=8,ivf:lists=100,graph,hnsw:m=16:ef_construction=100"});
   ASSERT_EQ(run.exit_code, 0) << run.err;
   EXPECT_THAT(run.out, HasSubstr("For a recall of 0.95, by the cheapest variants"));
   const nlohmann::json json = Json();
@@ -169,13 +170,13 @@ TEST_F(CliIndexEvalTest, ComparesVariantsHeadByHead) {
     EXPECT_GE(head["graph"]["recall"], 0.95);
     EXPECT_EQ(head["hnsw"]["recall"], head["graph"]["recall"]);
     EXPECT_GE(head["hnsw"]["distances"], 50) << "at least k";
-    EXPECT_EQ(head["hnsw"]["index"], "hnsw:m=8:ef_construction=20");
+    EXPECT_EQ(head["hnsw"]["index"], "hnsw:m=16:ef_construction=100");
     // The first effort with the recall, on this head or later on the other, was the last.
     const nlohmann::json& efforts = json["indexes"][1]["efforts"];
     for (size_t effort = 0; effort + 1 < efforts.size(); ++effort) {
-      EXPECT_LT(efforts[effort]["recall"]["min"], 0.95);
+      EXPECT_LT(efforts[effort]["recall"]["min"], 0.99);
     }
-    EXPECT_GE(efforts.back()["recall"]["min"], 0.95);
+    EXPECT_GE(efforts.back()["recall"]["min"], 0.99);
   }
 }
 

@@ -15,7 +15,7 @@ namespace {
 
 // Standard deviations, by dimension. With them, heads of 131,072 keys x 128 are as
 // RetrievalAttention (arXiv 2409.10516, section 2) measured those of models on as long contexts:
-// - the best 1,000 keys of a query have 0.89 of its mass, which the size of queries decides;
+// - the best 1,000 keys of a query have 0.89 of its mass or so, which the size of queries decides;
 // - for 0.95 of the 100 best keys, IVF with up to 8,192 lists scans a third of the keys or so if
 //   queries look for them, and 2 % if keys do, which the size of what is outside decides;
 // - queries are more than ten times as far from the keys as keys are, in squared Mahalanobis
