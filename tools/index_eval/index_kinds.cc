@@ -64,8 +64,8 @@ constexpr Option kOptions[] = {
      [](AllOptions& all) -> size_t& { return all.graph.sample_count; }},
     {"graph", "build_width", 1, 4096,
      [](AllOptions& all) -> size_t& { return all.graph.build_width; }},
-    {"cluster", "keys_per_cluster", 1, 8192,
-     [](AllOptions& all) -> size_t& { return all.cluster.clustering.keys_per_cluster; }},
+    {"cluster", "cluster_keys", 1, kMaxClusterKeys,
+     [](AllOptions& all) -> size_t& { return all.cluster.clustering.cluster_keys; }},
     {"cluster", "iterations", 1, 1000,
      [](AllOptions& all) -> size_t& { return all.cluster.clustering.iterations; }},
 };

@@ -78,7 +78,7 @@ TEST_P(ClusterAttentionTest, EstimatesHelpAndSoDoesReadingMore) {
 // Clusters of a key each choose as the oracle does, but for what 8 bits round.
 TEST_P(ClusterAttentionTest, ClustersOfOneKeyAreTheOracle) {
   const ClusterAttention measured =
-      Measure(Head(GetParam(), 2000), {.keys_per_cluster = 1, .iterations = 2});
+      Measure(Head(GetParam(), 2000), {.cluster_keys = 1, .iterations = 2});
   for (const BudgetFigures& figures : measured.budgets) {
     EXPECT_GT(figures.mass_of_oracle, 0.97) << figures.share;
   }
@@ -104,9 +104,9 @@ TEST(ClusterAttentionCostTest, AHeadWithoutSamplesIsClusteredByKeys) {
 TEST(ClusterAttentionCostTest, PassesErrorsOn) {
   ComputePool pool(1);
   const auto measured =
-      MeasureClusterAttention(Head(1), {.keys_per_cluster = 0, .iterations = 1}, pool);
+      MeasureClusterAttention(Head(1), {.cluster_keys = 0, .iterations = 1}, pool);
   EXPECT_EQ(measured.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(measured.status().message()), HasSubstr("keys_per_cluster is 0"));
+  EXPECT_THAT(std::string(measured.status().message()), HasSubstr("cluster_keys is 0"));
 }
 
 }  // namespace

@@ -47,12 +47,12 @@ TEST(IndexKindsTest, TakesAVariantOnce) {
 }
 
 TEST(IndexKindsTest, ClustersHaveAttentionMeasured) {
-  const auto kinds = ParseIndexKinds("graph,cluster,cluster:keys_per_cluster=32");
+  const auto kinds = ParseIndexKinds("graph,cluster,cluster:cluster_keys=32");
   ASSERT_TRUE(kinds.ok()) << kinds.status();
   EXPECT_FALSE((*kinds)[0].clustering.has_value());
   ASSERT_TRUE((*kinds)[1].clustering.has_value());
-  EXPECT_EQ((*kinds)[1].clustering->keys_per_cluster, 16u);
-  EXPECT_EQ((*kinds)[2].clustering->keys_per_cluster, 32u);
+  EXPECT_EQ((*kinds)[1].clustering->cluster_keys, 16u);
+  EXPECT_EQ((*kinds)[2].clustering->cluster_keys, 32u);
 }
 
 // The smallest and the largest value of each option that is in the list; all of them are good.
@@ -61,8 +61,8 @@ TEST(IndexKindsTest, EveryKindTakesItsLimits) {
        {"ivf:lists=1:training_keys_per_list=1:iterations=1", "ivf:iterations=1000",
         "hnsw:m=2:ef_construction=1", "hnsw:m=256:ef_construction=65536",
         "graph:degree=4:samples=1:build_width=1", "graph:degree=36:samples=16777216",
-        "cluster:keys_per_cluster=1:iterations=1",
-        "cluster:keys_per_cluster=8192:iterations=1000"}) {
+        "cluster:cluster_keys=1:iterations=1",
+        "cluster:cluster_keys=4096:iterations=1000"}) {
     const auto kinds = ParseIndexKinds(list);
     ASSERT_TRUE(kinds.ok()) << kinds.status();
     EXPECT_TRUE((*kinds)[0].make().ok()) << list;
@@ -88,8 +88,8 @@ TEST(IndexKindsTest, OptionsReachTheIndex) {
   EXPECT_EQ(built("ivf:lists=37")->Efforts(10).back(), 37u);
   EXPECT_GT(built("hnsw:m=32")->memory_bytes(), 2 * built("hnsw:m=8")->memory_bytes());
   EXPECT_GT(built("graph:degree=32")->memory_bytes(), built("graph:degree=8")->memory_bytes());
-  EXPECT_GT(built("cluster:keys_per_cluster=4")->Efforts(10).back(),
-            2 * built("cluster:keys_per_cluster=32")->Efforts(10).back());
+  EXPECT_GT(built("cluster:cluster_keys=4")->Efforts(10).back(),
+            2 * built("cluster:cluster_keys=32")->Efforts(10).back());
 }
 
 }  // namespace
