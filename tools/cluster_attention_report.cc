@@ -14,18 +14,29 @@ namespace {
 
 struct Figure {
   const char* name;
-  double BudgetFigures::*value;
+  double ReadFigures::*value;
 };
-constexpr Figure kFigures[] = {{"read_share", &BudgetFigures::read_share},
-                               {"mass", &BudgetFigures::mass},
-                               {"mass_of_oracle", &BudgetFigures::mass_of_oracle},
-                               {"error", &BudgetFigures::error},
-                               {"error_without_estimate", &BudgetFigures::error_without}};
+constexpr Figure kFigures[] = {{"read_share", &ReadFigures::read_share},
+                               {"mass", &ReadFigures::mass},
+                               {"mass_of_oracle", &ReadFigures::mass_of_oracle},
+                               {"error", &ReadFigures::error},
+                               {"error_without_estimate", &ReadFigures::error_without}};
 
-Distribution Spread(const std::vector<ClusterAttention>& heads, size_t budget,
-                    double BudgetFigures::*figure) {
+// What keys are chosen as.
+struct Choice {
+  const char* json_name;
+  const char* name;
+  ReadFigures BudgetFigures::*figures;
+};
+constexpr Choice kChoices[] = {{"whole_clusters", "clusters", &BudgetFigures::whole_clusters},
+                               {"single_keys", "keys", &BudgetFigures::single_keys}};
+
+Distribution Spread(const std::vector<ClusterAttention>& heads, size_t budget, const Choice& choice,
+                    double ReadFigures::*figure) {
   std::vector<double> values;
-  for (const ClusterAttention& head : heads) values.push_back(head.budgets[budget].*figure);
+  for (const ClusterAttention& head : heads) {
+    values.push_back(head.budgets[budget].*choice.figures.*figure);
+  }
   return Distribution::Of(std::move(values));
 }
 
@@ -37,17 +48,18 @@ Distribution Spread(const std::vector<ClusterAttention>& heads, double ClusterAt
 
 std::string Mass(double value) { return absl::StrFormat("%.3f", value); }
 
-void AddRows(const IndexResult& index, Table& table) {
-  for (size_t i = 0; i < std::size(kReadShares); ++i) {
-    const Distribution mass = Spread(index.attention, i, &BudgetFigures::mass_of_oracle);
-    const Distribution error = Spread(index.attention, i, &BudgetFigures::error);
-    const Distribution without = Spread(index.attention, i, &BudgetFigures::error_without);
-    table.AddRow({index.name, absl::StrFormat("%g %%", 100 * kReadShares[i]),
-                  FormatPercent(Spread(index.attention, i, &BudgetFigures::read_share).median),
-                  Mass(mass.min), Mass(mass.median), Mass(mass.max), FormatPercent(error.min),
-                  FormatPercent(error.median), FormatPercent(error.max), FormatPercent(without.min),
-                  FormatPercent(without.median), FormatPercent(without.max)});
-  }
+void AddRow(const IndexResult& index, size_t budget, const Choice& choice, Table& table) {
+  const auto of = [&](double ReadFigures::*figure) {
+    return Spread(index.attention, budget, choice, figure);
+  };
+  const Distribution mass = of(&ReadFigures::mass_of_oracle);
+  const Distribution error = of(&ReadFigures::error);
+  const Distribution without = of(&ReadFigures::error_without);
+  table.AddRow({index.name, absl::StrFormat("%g %%", 100 * kReadShares[budget]), choice.name,
+                FormatPercent(of(&ReadFigures::read_share).median), Mass(mass.min),
+                Mass(mass.median), Mass(mass.max), FormatPercent(error.min),
+                FormatPercent(error.median), FormatPercent(error.max), FormatPercent(without.min),
+                FormatPercent(without.median), FormatPercent(without.max)});
 }
 
 }  // namespace
@@ -62,15 +74,18 @@ nlohmann::ordered_json ClusterAttentionJson(const std::vector<ClusterAttention>&
   }
   for (size_t i = 0; i < std::size(kReadShares); ++i) {
     nlohmann::ordered_json budget = {{"share", kReadShares[i]}};
-    for (const Figure& figure : kFigures) {
-      budget[figure.name] = DistributionJson(Spread(heads, i, figure.value));
-    }
-    for (size_t head = 0; head < heads.size(); ++head) {
-      nlohmann::ordered_json one = {{"name", names[head]}};
+    for (const Choice& choice : kChoices) {
+      nlohmann::ordered_json& figures = budget[choice.json_name];
       for (const Figure& figure : kFigures) {
-        one[figure.name] = heads[head].budgets[i].*figure.value;
+        figures[figure.name] = DistributionJson(Spread(heads, i, choice, figure.value));
       }
-      budget["heads"].push_back(std::move(one));
+      for (size_t head = 0; head < heads.size(); ++head) {
+        nlohmann::ordered_json one = {{"name", names[head]}};
+        for (const Figure& figure : kFigures) {
+          one[figure.name] = heads[head].budgets[i].*choice.figures.*figure.value;
+        }
+        figures["heads"].push_back(std::move(one));
+      }
     }
     json["budgets"].push_back(std::move(budget));
   }
@@ -80,6 +95,7 @@ nlohmann::ordered_json ClusterAttentionJson(const std::vector<ClusterAttention>&
 std::string ClusterAttentionTable(const SweepResult& result) {
   Table table({{"index", Align::kLeft},
                {"budget"},
+               {"choice", Align::kLeft},
                {"read"},
                {"mass of oracle min"},
                {"median"},
@@ -93,7 +109,9 @@ std::string ClusterAttentionTable(const SweepResult& result) {
   std::string builds;
   for (const IndexResult& index : result.indexes) {
     if (index.attention.empty()) continue;
-    AddRows(index, table);
+    for (const Choice& choice : kChoices) {
+      for (size_t i = 0; i < std::size(kReadShares); ++i) AddRow(index, i, choice, table);
+    }
     const double seconds = Spread(index.attention, &ClusterAttention::build_seconds).median;
     absl::StrAppend(
         &builds, index.name, " with values: ",
@@ -106,7 +124,7 @@ std::string ClusterAttentionTable(const SweepResult& result) {
   }
   if (builds.empty()) return "";
   return absl::StrCat(
-      "\nAttention at a budget: clusters read, the rest estimated from their means\n",
+      "\nAttention at a budget: whole clusters read, or single keys, and the rest estimated\n",
       table.ToString(), builds,
       "Mass is that of the keys read, against that of as many as the budget allows that are best "
       "for the\ngroup; error is that of the output, against attention over all keys.\n");

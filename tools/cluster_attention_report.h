@@ -10,7 +10,8 @@
 namespace terrace {
 
 // build_seconds, bytes_per_key and kv_share of each head, and for each share of the keys the
-// figures as they are spread over heads and head by head. `names` are those of the heads.
+// figures of whole_clusters and of single_keys, as they are spread over heads and head by head.
+// `names` are those of the heads.
 nlohmann::ordered_json ClusterAttentionJson(const std::vector<ClusterAttention>& heads,
                                             const std::vector<std::string>& names);
 // For people; empty if no index of `result` has it.

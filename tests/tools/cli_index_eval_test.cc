@@ -190,18 +190,25 @@ TEST_F(CliIndexEvalTest, MeasuresAttentionAtABudget) {
   EXPECT_EQ(attention["build_seconds"].size(), 2u);
   EXPECT_EQ(attention["kv_share"].size(), 2u);
   ASSERT_EQ(attention["budgets"].size(), 4u);
-  double last_mass = 0;
-  for (const nlohmann::json& budget : attention["budgets"]) {
-    ASSERT_EQ(budget["heads"].size(), 2u);
-    EXPECT_EQ(budget["heads"][1]["name"], "seed 2");
-    for (const char* const figure :
-         {"read_share", "mass", "mass_of_oracle", "error", "error_without_estimate"}) {
-      EXPECT_LE(budget[figure]["min"], budget[figure]["median"]) << figure;
-      EXPECT_GE(budget["heads"][0][figure], budget[figure]["min"]) << figure;
+  for (const char* const choice : {"whole_clusters", "single_keys"}) {
+    double last_mass = 0;
+    for (const nlohmann::json& budget : attention["budgets"]) {
+      const nlohmann::json& read = budget[choice];
+      ASSERT_EQ(read["heads"].size(), 2u) << choice;
+      EXPECT_EQ(read["heads"][1]["name"], "seed 2");
+      for (const char* const figure :
+           {"read_share", "mass", "mass_of_oracle", "error", "error_without_estimate"}) {
+        EXPECT_LE(read[figure]["min"], read[figure]["median"]) << figure;
+        EXPECT_GE(read["heads"][0][figure], read[figure]["min"]) << figure;
+      }
+      EXPECT_LT(read["error"]["median"], read["error_without_estimate"]["median"]) << choice;
+      EXPECT_GT(read["mass"]["median"], last_mass) << choice << ", with more keys read";
+      last_mass = read["mass"]["median"];
     }
-    EXPECT_LT(budget["error"]["median"], budget["error_without_estimate"]["median"]);
-    EXPECT_GT(budget["mass"]["median"], last_mass) << "with more keys read";
-    last_mass = budget["mass"]["median"];
+  }
+  for (const nlohmann::json& budget : attention["budgets"]) {
+    EXPECT_GT(budget["single_keys"]["mass_of_oracle"]["median"],
+              budget["whole_clusters"]["mass_of_oracle"]["median"]);
   }
   EXPECT_EQ(attention["budgets"][2]["share"], 0.03);
 }

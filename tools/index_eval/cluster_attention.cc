@@ -46,7 +46,11 @@ size_t KeysOf(double share, size_t keys) {
 class Decoder {
  public:
   Decoder(const EvalHead& head, const ClusterTable& table, AttentionAccumulator attention)
-      : head_(head), table_(table), attention_(std::move(attention)) {}
+      : head_(head),
+        table_(table),
+        attention_(std::move(attention)),
+        exact_(head.group, head.head_dim),
+        rest_(head.group, head.head_dim) {}
 
   // Adds what a step gives to `budgets`, one for each of kReadShares.
   void AddStep(size_t step, absl::Span<BudgetFigures> budgets) {
@@ -55,19 +59,25 @@ class Decoder {
                        .values = head_.values.data(),
                        .tokens = head_.key_count(),
                        .dtype = KvDtype::kFloat16};
-    const Partial exact = Attend(queries, all);
+    exact_ = Attend(queries, all);
     masses_.assign(all.tokens, 0);
-    attention_.AddColumnMass(all, {}, exact.lse, absl::MakeSpan(masses_));
+    attention_.AddColumnMass(all, {}, exact_.lse, absl::MakeSpan(masses_));
+    best_masses_.assign(masses_.begin(), masses_.end());
+    std::sort(best_masses_.begin(), best_masses_.end(), std::greater<>());
+    std::partial_sum(best_masses_.begin(), best_masses_.end(), best_masses_.begin());
 
     std::vector<float> scaled(queries.begin(), queries.end());
     const float scale = 1 / std::sqrt(static_cast<float>(head_.head_dim));
     for (float& element : scaled) element *= scale;
     table_.Score(scaled, scores_);
-    std::vector<uint32_t> chosen;
+    const size_t loose = all.tokens - table_.keys();
     for (BudgetFigures& figures : budgets) {
       const size_t budget = KeysOf(figures.share, all.tokens);
-      table_.Rank(scores_, {.keys = budget}, chosen);
-      AddBudget(queries, chosen, exact, OracleMass(budget), figures);
+      const size_t of_table = budget - std::min(budget, loose);
+      ReadClusters(of_table);
+      AddRead(queries, budget, figures.whole_clusters);
+      ReadKeys(of_table);
+      AddRead(queries, budget, figures.single_keys);
     }
   }
 
@@ -80,51 +90,80 @@ class Decoder {
     return partial;
   }
 
-  // The sum over the group of the mass of the `count` best keys.
-  double OracleMass(size_t count) {
-    sorted_ = masses_;
-    const auto end = sorted_.begin() + static_cast<ptrdiff_t>(count);
-    std::nth_element(sorted_.begin(), end - 1, sorted_.end(), std::greater<>());
-    return std::accumulate(sorted_.begin(), end, 0.0);
-  }
-
-  void AddBudget(absl::Span<const float> queries, absl::Span<const uint32_t> chosen,
-                 const Partial& exact, double oracle_mass, BudgetFigures& figures) {
-    const size_t dim = head_.head_dim;
-    std::vector<uint16_t> keys, values;
-    double mass = 0;
+  // Puts the keys of the best clusters into read_, and what the others are estimated to give into
+  // rest_.
+  void ReadClusters(size_t budget) {
+    std::vector<uint32_t> chosen;
+    // Rank would buy a cluster even with nothing.
+    if (budget > 0 && table_.clusters() > 0) table_.Rank(scores_, {.keys = budget}, chosen);
+    BeginRead();
     for (const uint32_t cluster : chosen) {
       const ClusterTable::Members members = table_.members(cluster);
-      for (const uint16_t offset : members.offsets) {
-        const size_t key = members.first_key + offset;
-        mass += masses_[key];
-        const auto row = static_cast<ptrdiff_t>(key * dim);
-        keys.insert(keys.end(), head_.keys.begin() + row,
-                    head_.keys.begin() + row + static_cast<ptrdiff_t>(dim));
-        values.insert(values.end(), head_.values.begin() + row,
-                      head_.values.begin() + row + static_cast<ptrdiff_t>(dim));
+      for (const uint16_t offset : members.offsets) Read(members.first_key + offset);
+    }
+    table_.Estimate(scores_, chosen, absl::MakeSpan(rest_.out), absl::MakeSpan(rest_.lse));
+  }
+
+  // The same for the best keys.
+  void ReadKeys(size_t budget) {
+    KeyChoice chosen;
+    table_.RankKeys(scores_, {.keys = budget}, chosen);
+    BeginRead();
+    for (size_t i = 0; i < chosen.clusters.size(); ++i) {
+      const ClusterTable::Members members = table_.members(chosen.clusters[i]);
+      for (size_t at = chosen.begins[i]; at < chosen.begins[i + 1]; ++at) {
+        Read(members.first_key + members.offsets[chosen.places[at]]);
       }
     }
-    const size_t read = keys.size() / dim;
-    Partial found = Attend(
-        queries,
-        {.keys = keys.data(), .values = values.data(), .tokens = read, .dtype = KvDtype::kFloat16});
-    figures.error_without += Error(found.out, exact.out, dim);
-    Partial rest(head_.group, dim);
-    table_.Estimate(scores_, chosen, absl::MakeSpan(rest.out), absl::MakeSpan(rest.lse));
-    MergePartials(dim, rest.out, rest.lse, absl::MakeSpan(found.out), absl::MakeSpan(found.lse));
-    figures.error += Error(found.out, exact.out, dim);
+    table_.Estimate(scores_, chosen, absl::MakeSpan(rest_.out), absl::MakeSpan(rest_.lse));
+  }
+
+  // Reads the last keys, of which the table knows nothing.
+  void BeginRead() {
+    read_keys_.clear();
+    read_values_.clear();
+    read_mass_ = 0;
+    for (size_t key = table_.keys(); key < head_.key_count(); ++key) Read(key);
+  }
+
+  void Read(size_t key) {
+    const auto row = static_cast<ptrdiff_t>(key * head_.head_dim);
+    const auto end = row + static_cast<ptrdiff_t>(head_.head_dim);
+    read_keys_.insert(read_keys_.end(), head_.keys.begin() + row, head_.keys.begin() + end);
+    read_values_.insert(read_values_.end(), head_.values.begin() + row, head_.values.begin() + end);
+    read_mass_ += double{masses_[key]};
+  }
+
+  void AddRead(absl::Span<const float> queries, size_t budget, ReadFigures& figures) {
+    const size_t dim = head_.head_dim;
+    const size_t read = read_keys_.size() / dim;
+    Partial found = Attend(queries, {.keys = read_keys_.data(),
+                                     .values = read_values_.data(),
+                                     .tokens = read,
+                                     .dtype = KvDtype::kFloat16});
+    figures.error_without += Error(found.out, exact_.out, dim);
+    MergePartials(dim, rest_.out, rest_.lse, absl::MakeSpan(found.out), absl::MakeSpan(found.lse));
+    figures.error += Error(found.out, exact_.out, dim);
     figures.read_share += static_cast<double>(read) / static_cast<double>(head_.key_count());
-    figures.mass += mass / static_cast<double>(head_.group);
-    figures.mass_of_oracle += mass / oracle_mass;
+    figures.mass += read_mass_ / static_cast<double>(head_.group);
+    figures.mass_of_oracle += read_mass_ / best_masses_[std::max(budget, read) - 1];
   }
 
   const EvalHead& head_;
   const ClusterTable& table_;
   AttentionAccumulator attention_;
+
+  // Of the step.
+  Partial exact_;
   ClusterScores scores_;
-  std::vector<float> masses_;  // [keys], the sum over the group
-  std::vector<float> sorted_;
+  std::vector<float> masses_;        // [keys], the sum over the group
+  std::vector<double> best_masses_;  // [keys]: of the best key, of the two best, and so on
+
+  // Of the last choice.
+  std::vector<uint16_t> read_keys_;    // [read, head_dim] fp16
+  std::vector<uint16_t> read_values_;  // [read, head_dim] fp16
+  double read_mass_ = 0;               // the sum over the group
+  Partial rest_;                       // of the keys that are not read, estimated
 };
 
 }  // namespace
@@ -144,7 +183,8 @@ absl::StatusOr<ClusterAttention> MeasureClusterAttention(const EvalHead& head,
        .clustering = options},
       head.samples.empty() ? QuerySpace(head.head_dim) : QuerySpace(head.samples, keys));
   if (!table.ok()) return table.status();
-  const absl::Status added = table->Add(keys, &values, keys.size(), pool);
+  const size_t clustered = keys.size() - keys.size() % table->cluster_keys();
+  const absl::Status added = table->Add(keys, &values, clustered, pool);
   if (!added.ok()) return added;
 
   ClusterAttention result;
@@ -164,9 +204,11 @@ absl::StatusOr<ClusterAttention> MeasureClusterAttention(const EvalHead& head,
     decoder.AddStep(step, absl::MakeSpan(result.budgets));
   }
   for (BudgetFigures& figures : result.budgets) {
-    for (double* const sum : {&figures.read_share, &figures.mass, &figures.mass_of_oracle,
-                              &figures.error, &figures.error_without}) {
-      *sum /= static_cast<double>(head.steps());
+    for (ReadFigures* const read : {&figures.whole_clusters, &figures.single_keys}) {
+      for (double* const sum : {&read->read_share, &read->mass, &read->mass_of_oracle, &read->error,
+                                &read->error_without}) {
+        *sum /= static_cast<double>(head.steps());
+      }
     }
   }
   return result;
