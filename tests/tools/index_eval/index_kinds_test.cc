@@ -61,8 +61,7 @@ TEST(IndexKindsTest, EveryKindTakesItsLimits) {
        {"ivf:lists=1:training_keys_per_list=1:iterations=1", "ivf:iterations=1000",
         "hnsw:m=2:ef_construction=1", "hnsw:m=256:ef_construction=65536",
         "graph:degree=4:samples=1:build_width=1", "graph:degree=36:samples=16777216",
-        "cluster:cluster_keys=1:iterations=1",
-        "cluster:cluster_keys=4096:iterations=1000"}) {
+        "cluster:cluster_keys=1:iterations=1", "cluster:cluster_keys=4096:iterations=1000"}) {
     const auto kinds = ParseIndexKinds(list);
     ASSERT_TRUE(kinds.ok()) << kinds.status();
     EXPECT_TRUE((*kinds)[0].make().ok()) << list;
