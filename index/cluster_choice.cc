@@ -9,7 +9,6 @@ namespace terrace {
 void ClusterTable::Rank(ClusterScores& scores, const ClusterBudget& budget,
                         std::vector<uint32_t>& chosen) const {
   const size_t count = clusters();
-  SetWorth(scores);
   // Even less than a cluster buys one.
   const size_t most = std::max<size_t>(budget.keys / cluster_keys(), 1);
   WorthCut(scores.worth, most, scores.bin).Collect(scores.worth, chosen);
@@ -75,7 +74,6 @@ void ClusterTable::RankKeys(ClusterScores& scores, const ClusterBudget& budget,
 }
 
 void ClusterTable::ChooseUnscanned(ClusterScores& scores, size_t count) const {
-  SetWorth(scores);
   scores.rest.clear();
   scores.unscanned.clear();
   auto scanned = scores.scanned.begin();

@@ -10,9 +10,23 @@
 namespace terrace {
 namespace {
 
-// A cluster with less than this share of every row's mass adds its mass to an estimate, and its
-// value not: 8,192 of them would be 0.1 % of the output.
-constexpr double kNegligibleShare = 1e-7;
+// Clusters with less than this share of the mass, the mean over the rows, have the mean value of
+// their segment for theirs: most clusters, which have next to nothing.
+constexpr float kSmallShare = 4e-6f;
+
+double SumOf(const float* values, size_t count) {
+  // Several sums, which do not wait for each other.
+  constexpr size_t kLanes = 8;
+  float sums[kLanes] = {};
+  size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] += values[i + lane];
+  }
+  double sum = 0;
+  for (; i < count; ++i) sum += double{values[i]};
+  for (const float lane : sums) sum += double{lane};
+  return sum;
+}
 
 }  // namespace
 
@@ -68,23 +82,36 @@ void ClusterTable::EstimateRest(ClusterScores& scores, absl::Span<float> out,
   const size_t head_dim = options_.head_dim;
   const size_t padded = Layout(1).padded_dimensions();
   const size_t rows = scores.rows;
+  const float small = kSmallShare * static_cast<float>(rows);
   absl::InlinedVector<double, 16> masses(rows, 0.0);
+  absl::InlinedVector<double, 16> others(rows, 0.0);  // of small clusters
   absl::InlinedVector<float, 16> factors(rows, 0.0f);
   scores.sums.assign(rows * padded, 0.0f);
   for (const Segment& segment : segments_) {
-    const SummaryLayout layout = Layout(segment.clusters.clusters());
+    const size_t segment_clusters = segment.clusters.clusters();
+    const SummaryLayout layout = Layout(segment_clusters);
     const std::byte* const means = segment.value_means.data();
-    for (size_t place = 0; place < segment.clusters.clusters(); ++place) {
-      bool counts = false;
+    for (size_t row = 0; row < rows; ++row) {
+      others[row] =
+          SumOf(scores.rest.data() + row * count + segment.first_cluster, segment_clusters);
+      masses[row] += others[row];
+    }
+    for (size_t place = 0; place < segment_clusters; ++place) {
+      const size_t cluster = segment.first_cluster + place;
+      if (scores.worth[cluster] < small) continue;
       for (size_t row = 0; row < rows; ++row) {
-        const float mass = scores.rest[row * count + segment.first_cluster + place];
-        masses[row] += double{mass};
+        const float mass = scores.rest[row * count + cluster];
+        others[row] -= double{mass};
         factors[row] = mass * layout.scales(means)[place];
-        counts |= double{mass} > kNegligibleShare * scores.totals[row];
       }
-      if (!counts) continue;
       AddScaled(layout.vectors(means) + place * padded, factors.data(), rows, padded,
                 scores.sums.data());
+    }
+    for (size_t row = 0; row < rows; ++row) {
+      // What rounding leaves of nothing may be below zero.
+      const auto mass = static_cast<float>(std::max(others[row], 0.0));
+      float* const sums = scores.sums.data() + row * padded;
+      for (size_t d = 0; d < head_dim; ++d) sums[d] += mass * segment.mean_value[d];
     }
   }
   for (size_t row = 0; row < rows; ++row) {

@@ -56,7 +56,8 @@ void ClusterTable::ScoreSegment(const Segment& segment, const SummaryQueries& qu
   }
 }
 
-void ClusterTable::Score(absl::Span<const float> queries, ClusterScores& scores) const {
+void ClusterTable::Score(absl::Span<const float> queries, ClusterScores& scores,
+                         size_t most_scanned) const {
   const size_t count = clusters();
   const SummaryQueries summary_queries(Layout(1), queries);
   const size_t rows = summary_queries.rows();
@@ -79,7 +80,7 @@ void ClusterTable::Score(absl::Span<const float> queries, ClusterScores& scores)
     scores.totals[row] = WeighLogits(weights, count, scores.shifts[row], weights);
   }
   if (options_.residual_codes) {
-    ChooseScanned(scores);
+    ChooseScanned(scores, most_scanned);
     Scan(scores);
   }
   const size_t keys = scores.scanned.size() * cluster_keys();
@@ -104,6 +105,7 @@ void ClusterTable::Score(absl::Span<const float> queries, ClusterScores& scores)
     }
     scores.totals[row] = total;
   }
+  SetWorth(scores);
 }
 
 void ClusterTable::SetWorth(ClusterScores& scores) const {
@@ -117,10 +119,10 @@ void ClusterTable::SetWorth(ClusterScores& scores) const {
   for (float& worth : scores.worth) worth = worth > 0 ? worth : 0;
 }
 
-void ClusterTable::ChooseScanned(ClusterScores& scores) const {
+void ClusterTable::ChooseScanned(ClusterScores& scores, size_t most_scanned) const {
   const size_t count = clusters();
   SetWorth(scores);
-  const size_t most = std::max(count / kScannedOneOf, kMinScanned);
+  const size_t most = std::min(std::max(count / kScannedOneOf, kMinScanned), most_scanned);
   WorthCut(scores.worth, most, scores.bin).Collect(scores.worth, scores.scanned);
   const auto least = static_cast<float>(kUnscannedMass * static_cast<double>(scores.rows) /
                                         static_cast<double>(count));

@@ -146,10 +146,24 @@ ClusterTable::Segment ClusterTable::MakeSegment(const KeyPanels& keys, const Key
   return segment;
 }
 
+std::vector<float> ClusterTable::MeanValue(const Segment& segment) const {
+  std::vector<float> mean(options_.has_values ? options_.head_dim : 0);
+  const size_t clusters = segment.clusters.clusters();
+  const SummaryLayout layout = Layout(clusters);
+  const std::byte* const means = segment.value_means.data();
+  for (size_t c = 0; c < clusters && !mean.empty(); ++c) {
+    const int8_t* const row = layout.vectors(means) + c * layout.padded_dimensions();
+    const float scale = layout.scales(means)[c] / static_cast<float>(clusters);
+    for (size_t d = 0; d < mean.size(); ++d) mean[d] += scale * static_cast<float>(row[d]);
+  }
+  return mean;
+}
+
 void ClusterTable::Take(Segment segment) {
   segment.first_key = keys_;
   segment.first_cluster = clusters();
   segment.coded = CodedDimensions(Residuals(), segment.clusters.shape);
+  segment.mean_value = MeanValue(segment);
   keys_ += segment.clusters.order.size();
   segments_.push_back(std::move(segment));
 }
@@ -181,7 +195,7 @@ size_t ClusterTable::memory_bytes() const {
               segment.coded.capacity()) *
                  sizeof(uint16_t) +
              (segment.clusters.spreads.capacity() + segment.clusters.shape.capacity() +
-              segment.mean.capacity()) *
+              segment.mean.capacity() + segment.mean_value.capacity()) *
                  sizeof(float) +
              segment.key_means.capacity() + segment.value_means.capacity();
   }

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -41,7 +42,7 @@ struct ClusterScores {
   // keys: [rows, scanned, cluster_keys].
   std::vector<uint32_t> scanned;
   std::vector<float> key_masses;
-  // [clusters]: the share of a row's mass, summed over the rows, as of the last Rank.
+  // [clusters]: the share of a row's mass, summed over the rows, as of the last Score.
   std::vector<float> worth;
 
   // Scratch.
@@ -108,8 +109,9 @@ class ClusterTable {
   void Truncate(size_t keys);
 
   // Estimates the mass of every cluster by its mean, and then that of the keys of the clusters with
-  // almost all of the mass, at most a part of them, by their codes.
-  void Score(absl::Span<const float> queries, ClusterScores& scores) const;
+  // almost all of the mass, at most a part of them and `most_scanned`, by their codes.
+  void Score(absl::Span<const float> queries, ClusterScores& scores,
+             size_t most_scanned = std::numeric_limits<size_t>::max()) const;
   // The clusters to read exactly, best first: those with the largest shares of a row's mass, summed
   // over the rows.
   void Rank(ClusterScores& scores, const ClusterBudget& budget,
@@ -150,12 +152,14 @@ class ClusterTable {
     std::vector<uint16_t> coded;         // CodedDimensions
     std::vector<std::byte> key_means;    // of Layout(clusters), less the mean
     std::vector<std::byte> value_means;  // of Layout(clusters); empty without values
+    std::vector<float> mean_value;       // [head_dim], of all values, as value_means have them
   };
   ClusterTable(const ClusterTableOptions& options, QuerySpace space);
 
   Segment MakeSegment(const KeyPanels& keys, const KeyPanels* values, size_t first,
                       size_t count) const;
   void Take(Segment segment);
+  std::vector<float> MeanValue(const Segment& segment) const;
   const Segment& SegmentOf(size_t cluster) const;
   SummaryLayout Layout(size_t clusters) const {
     return {.count = clusters, .dimensions = options_.head_dim};
@@ -164,7 +168,7 @@ class ClusterTable {
   // the mean exponentials of their keys, and makes the shifts at least the largest of these.
   void ScoreSegment(const Segment& segment, const SummaryQueries& queries,
                     absl::Span<const float> plain_queries, ClusterScores& scores) const;
-  void ChooseScanned(ClusterScores& scores) const;
+  void ChooseScanned(ClusterScores& scores, size_t most_scanned) const;
   // Writes the logits of the keys of the scanned clusters.
   void Scan(ClusterScores& scores) const;
   void SetWorth(ClusterScores& scores) const;

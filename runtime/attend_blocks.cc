@@ -31,7 +31,9 @@ void AttendPass::ListBlocks() {
   std::sort(far_.begin(), far_.end());
   // What is on its way takes at most three quarters of the room: other contexts want some as well.
   const size_t share = core_.tiers().max_fetch_blocks(Tier::kDram) * 3 / 4;
-  round_blocks_ = std::clamp<size_t>(share / kRoundsAhead, 1, kMaxRoundBlocks);
+  const size_t most =
+      std::clamp<size_t>(kMaxRoundBytes / core_.options().BlockBytes(), 1, kMaxRoundBlocks);
+  round_blocks_ = std::clamp<size_t>(share / kRoundsAhead, 1, most);
   rounds_ahead_ = std::clamp<size_t>(share / round_blocks_, 1, kRoundsAhead);
 }
 

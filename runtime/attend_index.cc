@@ -13,6 +13,10 @@ namespace {
 
 // Calls with more positions attend to everything: their rows together want a good part of it.
 constexpr size_t kLookupPositions = 16;
+// Clusters that are looked at key by key for each that is chosen: the means name most of the best,
+// and the keys decide among those that are close. At least so many altogether.
+constexpr size_t kScannedOfChosen = 8;
+constexpr size_t kMinScanned = 256;
 
 }  // namespace
 
@@ -70,9 +74,11 @@ void AttendPass::LookupInIndex(size_t kv_head) {
   head.sample.resize(head.local.size());
   std::transform(head.local.begin(), head.local.end(), head.sample.begin(),
                  [&](float element) { return scale * element; });
-  table.Score(head.sample, head.cluster_scores);
   const double budget = std::ceil(options.share * static_cast<double>(table.keys()));
-  table.Rank(head.cluster_scores, {.keys = static_cast<size_t>(budget)}, head.chosen);
+  const auto keys = static_cast<size_t>(budget);
+  table.Score(head.sample, head.cluster_scores,
+              std::max(kScannedOfChosen * (keys / table.cluster_keys()), kMinScanned));
+  table.Rank(head.cluster_scores, {.keys = keys}, head.chosen);
   std::sort(head.chosen.begin(), head.chosen.end());
 }
 

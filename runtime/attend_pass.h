@@ -47,8 +47,9 @@ class AttendPass {
  private:
   // Contexts of a batch that needs no memory of its own.
   static constexpr size_t kUsualBatch = 64;
-  // Blocks of one fetch.
-  static constexpr size_t kMaxRoundBlocks = 64;
+  // Of one fetch: enough to be worth dividing among threads.
+  static constexpr size_t kMaxRoundBlocks = 512;
+  static constexpr size_t kMaxRoundBytes = size_t{4} << 20;
   // Fetches on their way at once: 96 MiB of the usual blocks keep any disk busy, even one that
   // completes many requests at a time, while what came is verified and attended to.
   static constexpr size_t kRoundsAhead = 24;

@@ -7,6 +7,12 @@
 #include "absl/strings/str_cat.h"
 
 namespace terrace {
+namespace {
+
+// An index can wait until there is room, so that no step waits for it long.
+constexpr absl::Duration kPatience = absl::Seconds(1);
+
+}  // namespace
 
 ClusterLookup::ClusterLookup(RuntimeCore& core, size_t layer)
     : core_(core), layer_(layer), tables_(core.shape().kv_heads) {
@@ -73,7 +79,10 @@ absl::Status ClusterLookup::Load(absl::Span<const std::vector<std::byte>> heads,
 absl::Status ClusterLookup::Extend(absl::Span<const ColumnIndex> columns, size_t end,
                                    absl::Span<const QuerySamples> samples,
                                    std::vector<ColumnIndex>& postings) {
-  const size_t most = std::max<size_t>(kSegmentKeys / core_.block_tokens(), 1);
+  // A segment of a head is in DRAM while it is clustered.
+  const size_t room = core_.UnpinnedBlocks() * 3 / 4;
+  const size_t most =
+      std::clamp<size_t>(std::min(kSegmentKeys / core_.block_tokens(), room), 1, kSegmentKeys);
   while (end_column() < end) {
     const size_t count = std::min(most, end - end_column());
     while (postings.size() < clusters_ + count) {
@@ -92,7 +101,7 @@ absl::Status ClusterLookup::AddSegment(absl::Span<const ColumnIndex> columns, si
                                        absl::Span<const QuerySamples> samples,
                                        absl::Span<const ColumnIndex> postings) {
   // As many heads at a time as can work at once and find room in DRAM, with some left for others.
-  const size_t room = core_.tiers().max_fetch_blocks(Tier::kDram) * 3 / 4 / count;
+  const size_t room = core_.UnpinnedBlocks() * 3 / 4 / count;
   const size_t batch = std::clamp<size_t>(room, 1, core_.compute().threads());
   std::vector<std::byte> blocks;
   absl::Status status;
@@ -133,8 +142,8 @@ absl::Status ClusterLookup::Cluster(absl::Span<const size_t> heads,
       reads.push_back({.id = core_.columns().block(columns[1 + first + i], layer_, head)});
     }
   }
-  const absl::StatusOr<Lease> lease = core_.tiers().Fetch(
-      reads, {.target = Tier::kDram, .lease_patience = RuntimeCore::kLeasePatience});
+  const absl::StatusOr<Lease> lease =
+      core_.tiers().Fetch(reads, {.target = Tier::kDram, .lease_patience = kPatience});
   if (!lease.ok()) return lease.status();
   for (size_t i = 0; i < lease->size(); ++i) {
     if ((*lease)[i].outcome == BlockOutcome::kServed) continue;
@@ -190,8 +199,7 @@ absl::Status ClusterLookup::PutBlocks(absl::Span<const size_t> heads,
       const BlockWrite write = {.id = core_.columns().block(postings[c], layer_, heads[i]),
                                 .bytes = blocks.subspan((i * postings.size() + c) * bytes, bytes),
                                 .retention = Retention::kOwned};
-      if (absl::Status status =
-              core_.tiers().Put({&write, 1}, {.lease_patience = RuntimeCore::kLeasePatience});
+      if (absl::Status status = core_.tiers().Put({&write, 1}, {.lease_patience = kPatience});
           !status.ok()) {
         return status;
       }
@@ -211,8 +219,8 @@ absl::Status ClusterLookup::PutAgain(size_t kv_head, size_t cluster,
     const size_t key = members.first_key + members.offsets[i];
     const BlockRead read = {.id =
                                 core_.columns().block(columns[1 + key / tokens], layer_, kv_head)};
-    const absl::StatusOr<Lease> lease = core_.tiers().Fetch(
-        {&read, 1}, {.target = Tier::kDram, .lease_patience = RuntimeCore::kLeasePatience});
+    const absl::StatusOr<Lease> lease =
+        core_.tiers().Fetch({&read, 1}, {.target = Tier::kDram, .lease_patience = kPatience});
     if (!lease.ok()) return lease.status();
     if ((*lease)[0].outcome != BlockOutcome::kServed) {
       return absl::DataLossError(absl::StrCat("layer ", layer_, ", KV head ", kv_head, ": token ",

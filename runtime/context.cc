@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "index/kv_convert.h"
 #include "io/check.h"
 #include "runtime/attend_pass.h"
 #include "runtime/context_index.h"
@@ -131,6 +132,26 @@ absl::Status Context::Attend(size_t layer, const AttendInput& input, const Atten
 absl::Span<const ColumnIndex> Context::SealedColumns(size_t layer) const {
   return absl::MakeConstSpan(columns_).first(static_cast<size_t>(tail_.first(layer)) /
                                              core_.block_tokens());
+}
+
+absl::Status Context::ObserveQueries(size_t layer, const AttendInput& input) {
+  if (absl::Status status = CheckLayer(layer); !status.ok()) return status;
+  if (input.queries == nullptr || input.positions.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("layer ", layer, ": no queries"));
+  }
+  const size_t heads = core_.shape().kv_heads;
+  const size_t rows = size_t{core_.shape().group()} * core_.shape().head_dim;  // of a KV head
+  std::vector<float> token(heads * rows);
+  absl::MutexLock lock(&mu_);
+  for (size_t i = 0; i < input.positions.size(); ++i) {
+    const auto* const from =
+        static_cast<const std::byte*>(input.queries) + i * token.size() * KvDtypeBytes(input.dtype);
+    DecodeKv(from, input.dtype, token.size(), token.data());
+    for (size_t head = 0; head < heads; ++head) {
+      index_->AddQueries(layer, head, absl::MakeConstSpan(token).subspan(head * rows, rows));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Context::BuildIndex(size_t layer) {

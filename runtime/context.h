@@ -95,6 +95,10 @@ class Context {
   absl::Status Attend(size_t layer, const AttendInput& input, const AttendOutput& output)
       ABSL_LOCKS_EXCLUDED(mu_);
 
+  // Shows the indexes of a layer what its queries look like, for engines that compute the attention
+  // of a prompt by themselves; Attend does the same with its queries. Positions need not have been
+  // appended. kInvalidArgument for a layer or shapes that do not fit.
+  absl::Status ObserveQueries(size_t layer, const AttendInput& input) ABSL_LOCKS_EXCLUDED(mu_);
   // Indexes all sealed tokens of one layer for its heads with policies graph and cluster. Attend
   // does it by itself when there is enough to index, in the call that finds it so; this is for
   // engines that want to choose the time, or to know how it went. kResourceExhausted where there is

@@ -41,7 +41,7 @@ bool ContextIndex::is_used() const {
 }
 
 void ContextIndex::AddQueries(size_t layer, size_t kv_head, absl::Span<const float> queries) {
-  layers_[layer].samples[kv_head].Add(queries);
+  if (core_.policy(layer, kv_head).has_index()) layers_[layer].samples[kv_head].Add(queries);
 }
 
 void ContextIndex::Extend(size_t layer, absl::Span<const ColumnIndex> columns, bool decoding) {

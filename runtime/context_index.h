@@ -29,7 +29,7 @@ class ContextIndex {
 
   // Whether any head has such a policy.
   bool is_used() const;
-  // Queries that a KV head was asked, [rows, head_dim], from which indexes learn what to expect.
+  // Queries that a KV head was asked, [rows, head_dim], from which an index learns what to expect.
   void AddQueries(size_t layer, size_t kv_head, absl::Span<const float> queries);
 
   // Indexes what is worth it of `columns`, the sealed ones of the layer: whole segments always, and

@@ -221,6 +221,11 @@ absl::Status RuntimeCore::TakePins(size_t blocks) {
   return absl::OkStatus();
 }
 
+size_t RuntimeCore::UnpinnedBlocks() const {
+  absl::MutexLock lock(&mu_);
+  return tiers_->max_fetch_blocks(Tier::kDram) - pins_;
+}
+
 void RuntimeCore::GivePins(size_t blocks) {
   absl::MutexLock lock(&mu_);
   pins_ -= blocks;

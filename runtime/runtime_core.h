@@ -93,6 +93,8 @@ class RuntimeCore {
   // for everybody else: kResourceExhausted before that.
   absl::Status TakePins(size_t blocks) ABSL_LOCKS_EXCLUDED(mu_);
   void GivePins(size_t blocks) ABSL_LOCKS_EXCLUDED(mu_);
+  // Blocks of the DRAM tier that are not held so.
+  size_t UnpinnedBlocks() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   explicit RuntimeCore(RuntimeOptions options, Rope rope);

@@ -9,9 +9,12 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "nlohmann/json.hpp"
+#include "tools/decode_eval_report.h"
 #include "tools/engine/physical_memory.h"
+#include "tools/index_eval/decode_eval.h"
 #include "tools/index_eval/eval_heads.h"
 #include "tools/index_eval/index_kinds.h"
 #include "tools/index_eval/index_sweep.h"
@@ -33,6 +36,8 @@ struct IndexEvalArguments {
   size_t steps = 64;
   std::string indexes = "flat,ivf,hnsw,graph,cluster";
   SweepOptions sweep;
+  std::string decode_policies;
+  DecodeEvalOptions decode;
   bool per_head = false;
   std::string json;
   std::string plot;
@@ -66,17 +71,57 @@ ExitCode Complain(const absl::Status& status, ExitCode code = ExitCode::kFailure
   return code;
 }
 
+absl::Status CheckDecode(IndexEvalArguments& arguments) {
+  for (const absl::string_view name : absl::StrSplit(arguments.decode_policies, ',')) {
+    const absl::StatusOr<LookupKind> kind = ParseLookupKind(name);
+    if (!kind.ok())
+      return absl::InvalidArgumentError(absl::StrCat("--decode: ", kind.status().message()));
+    if (*kind == LookupKind::kInfllm) {
+      return absl::InvalidArgumentError(
+          "--decode: infllm takes keys before RoPE, which heads here are not");
+    }
+    if (*kind != LookupKind::kFull) arguments.decode.policies.push_back(*kind);
+  }
+  if (arguments.decode.dram_share < 1 && arguments.decode.dir.empty()) {
+    return absl::InvalidArgumentError("--dir: needed when --dram-share is below 1");
+  }
+  if (arguments.steps < 2) return absl::InvalidArgumentError("--steps: --decode needs at least 2");
+  arguments.decode.threads = arguments.sweep.threads;
+  return absl::OkStatus();
+}
+
+ExitCode RunDecode(const IndexEvalArguments& arguments, absl::Span<const EvalHead> heads,
+                   OutputFile& json) {
+  ProgressLine progress(stderr);
+  const absl::StatusOr<DecodeEvalResult> result =
+      RunDecodeEval(heads, arguments.decode, StopOnSignals(),
+                    [&](absl::string_view line) { progress.Update(absl::Now(), line); });
+  progress.Clear();
+  if (!result.ok()) return Complain(result.status());
+  for (const absl::Status& status :
+       {PrintText(DecodeEvalText(*result)), json.Write(JsonText(DecodeEvalJson(*result)))}) {
+    if (!status.ok()) return Complain(status);
+  }
+  return ExitCode::kSuccess;
+}
+
 ExitCode RunCommand(IndexEvalArguments& arguments) {
   const absl::StatusOr<std::vector<IndexKind>> kinds = ParseIndexKinds(arguments.indexes);
   if (!kinds.ok()) return Complain(kinds.status(), ExitCode::kBadUsage);
   const absl::Status usage = CheckUsage(arguments);
   if (!usage.ok()) return Complain(usage, ExitCode::kBadUsage);
+  const bool decodes = !arguments.decode_policies.empty();
+  if (decodes) {
+    const absl::Status decode = CheckDecode(arguments);
+    if (!decode.ok()) return Complain(decode, ExitCode::kBadUsage);
+  }
   OutputFile json("--json", arguments.json, {arguments.dump});
   if (!json.status().ok()) return Complain(json.status());
   OutputFile plot("--plot", arguments.plot, {arguments.dump, arguments.json});
   if (!plot.status().ok()) return Complain(plot.status());
   const absl::StatusOr<std::vector<EvalHead>> heads = MakeHeads(arguments);
   if (!heads.ok()) return Complain(heads.status());
+  if (decodes) return RunDecode(arguments, *heads, json);
   ProgressLine progress(stderr);
   const absl::StatusOr<SweepResult> result =
       RunIndexSweep(*heads, *kinds, arguments.sweep, StopOnSignals(),
@@ -161,6 +206,38 @@ void AddSearchFlags(CLI::App& command, IndexEvalArguments& arguments) {
            "Threads that build; 0 for as many as processors. One searches", 0, 1024);
 }
 
+void AddDecodeFlags(CLI::App& command, IndexEvalArguments& arguments) {
+  DecodeEvalOptions& decode = arguments.decode;
+  CLI::Option* const policies =
+      command
+          .add_option("--decode", arguments.decode_policies,
+                      "Instead of searching indexes, take decode steps through a runtime with each "
+                      "of these policies and with full: graph, cluster, quest, streaming")
+          ->type_name("LIST")
+          ->excludes(command.get_option("--plot"));
+  command
+      .add_option("--dram-share", decode.dram_share,
+                  "--decode: the share of keys and values that DRAM holds; 1: all")
+      ->check(CLI::Validator(CheckNotNan, ""))
+      ->check(CLI::Range(0.01, 1.0))
+      ->needs(policies);
+  command.add_option("--dir", decode.dir, "--decode: where the NVMe tiers are, for a while")
+      ->type_name("DIR")
+      ->needs(policies);
+  AddCount(command, "--lookup-keys", decode.lookup.keys,
+           "--decode: tokens that graph finds for each query", 1)
+      ->needs(policies);
+  AddCount(command, "--graph-effort", decode.lookup.effort,
+           "--decode: width of graph's search; 0: two and a half times --lookup-keys", 0)
+      ->needs(policies);
+  command
+      .add_option("--cluster-share", decode.lookup.share,
+                  "--decode: of the tokens, the share that cluster attends to exactly")
+      ->check(CLI::Validator(CheckNotNan, ""))
+      ->check(CLI::Range(0.0001, 1.0))
+      ->needs(policies);
+}
+
 }  // namespace
 
 void AddIndexEvalCommand(CLI::App& app, std::function<ExitCode()>& run) {
@@ -190,6 +267,7 @@ void AddIndexEvalCommand(CLI::App& app, std::function<ExitCode()>& run) {
       ->add_option("--plot", arguments->plot,
                    "Draw recall against the share of keys scanned and against latency, SVG")
       ->type_name("FILE");
+  AddDecodeFlags(*command, *arguments);
   command->callback([arguments, &run] { run = [arguments] { return RunCommand(*arguments); }; });
 }
 

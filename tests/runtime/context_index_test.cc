@@ -207,6 +207,31 @@ TEST_P(ContextIndexTest, ASavedIndexIsUsedAndADamagedOneMadeAnew) {
   EXPECT_TRUE(rig.runtime().tiers().OwnedBlocks().empty());
 }
 
+// An engine that attends to its prompts by itself shows what the queries were.
+TEST_P(ContextIndexTest, ObservedQueriesMakeTheIndexThatAttendedOnesMake) {
+  ContextRig rig(Options(GetParam()));
+  const auto attended = Filled(rig);
+  const auto observed = *rig.runtime().NewContext();
+  for (size_t layer = 0; layer < rig.shape().layers; ++layer) {
+    for (int64_t position = 0; position < kTokens; position += kChunk) {
+      ASSERT_TRUE(rig.Append(*observed, layer, kChunk).ok());
+      std::vector<float> queries;
+      std::vector<int64_t> positions;
+      for (size_t i = 0; i < kChunk; ++i) {
+        positions.push_back(position + static_cast<int64_t>(i));
+        const std::vector<float> row = rig.Queries(layer, positions.back());
+        queries.insert(queries.end(), row.begin(), row.end());
+      }
+      ASSERT_TRUE(
+          observed->ObserveQueries(layer, {.queries = queries.data(), .positions = positions})
+              .ok());
+    }
+  }
+  EXPECT_EQ(Decode(rig, *observed), Decode(rig, *attended));
+  EXPECT_FALSE(observed->ObserveQueries(2, {}).ok());
+  EXPECT_FALSE(observed->ObserveQueries(0, {}).ok());
+}
+
 INSTANTIATE_TEST_SUITE_P(Kinds, ContextIndexTest,
                          testing::Values(LookupKind::kGraph, LookupKind::kCluster),
                          [](const auto& info) { return LookupKindName(info.param); });
