@@ -141,6 +141,8 @@ class AttendPass {
       ABSL_NO_THREAD_SAFETY_ANALYSIS;
   absl::Status AttendBlocks(absl::Span<AttendPass* const> batch);
   void AttendRound(const Lease& lease) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  // Leaves the clusters of the round at hand to estimation.
+  void SkipLateRound();
   void CountBlock(const FarBlock& block, const LeasedBlock& leased) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void CountCluster(const FarBlock& block,
                     const LeasedBlock& leased) ABSL_NO_THREAD_SAFETY_ANALYSIS;

@@ -1,5 +1,7 @@
 #include "tools/attention_report.h"
 
+#include <algorithm>
+
 #include "nlohmann/json.hpp"
 #include "tools/byte_size.h"
 #include "tools/table.h"
@@ -25,10 +27,31 @@ std::string MissedMassText(const LookupStats& lookups) {
   return missed.has_value() ? FormatPercent(*missed) : "-";
 }
 
+void IndexCost::Add(const ContextStats& context, uint64_t index_bytes) {
+  *this += {.seconds = context.Total().index_seconds,
+            .bytes = index_bytes,
+            .refusals = context.index_refusals};
+}
+
+IndexCost& IndexCost::operator+=(const IndexCost& other) {
+  seconds += other.seconds;
+  bytes = std::max(bytes, other.bytes);
+  refusals += other.refusals;
+  return *this;
+}
+
+void AddIndexJson(const IndexCost& index, nlohmann::ordered_json& json) {
+  json["index_seconds"] = index.seconds;
+  json["index_bytes"] = index.bytes;
+  json["index_refusals"] = index.refusals;
+}
+
 nlohmann::ordered_json LookupJson(const LookupStats& lookups) {
   const std::optional<double> missed = MissedMass(lookups);
   nlohmann::ordered_json json;
   json["blocks"] = lookups.blocks;
+  json["late_blocks"] = lookups.late_blocks;
+  json["tokens"] = lookups.tokens;
   json["hits"] = {{"hbm", lookups.hits[static_cast<size_t>(Tier::kHbm)]},
                   {"dram", lookups.hits[static_cast<size_t>(Tier::kDram)]},
                   {"nvme", lookups.hits[static_cast<size_t>(Tier::kNvme)]}};

@@ -192,7 +192,8 @@ void AddPerplexityFlags(CLI::App& command, EvalArguments& arguments) {
       ->check(CLI::Range(size_t{1}, size_t{1} << 30));
   command
       .add_option("--perplexity-step", arguments.windows.step_tokens,
-                  "Tokens run at once, which share their lookups; 1 predicts as decoding does")
+                  "Tokens run at once, which share their lookups; 1 predicts as decoding does, and "
+                  "graph and cluster look up with 16 or fewer only")
       ->check(is_unsigned)
       ->check(CLI::Range(size_t{1}, kChunkTokens));
 }
@@ -221,6 +222,12 @@ void AddNeedleFlags(CLI::App& command, EvalArguments& arguments) {
                   "Keys of different colours in one text, each of which is asked for")
       ->check(is_unsigned)
       ->check(CLI::Range(size_t{1}, NeedleColours().size()));
+  command
+      .add_option("--question-step", needles.question_step,
+                  "Tokens of a question run at once; with 16 or fewer graph and cluster look "
+                  "up for the question too, with more from the first digit of the answer on")
+      ->check(is_unsigned)
+      ->check(CLI::Range(size_t{1}, kChunkTokens));
   command.add_option("--seed", needles.seed, "Seed of the keys and of where the texts begin")
       ->check(is_unsigned)
       ->check(CLI::Range(uint64_t{0}, uint64_t{1} << 30));
@@ -274,8 +281,9 @@ void AddEvalCommand(CLI::App& app, std::function<ExitCode()>& run) {
   command
       ->add_option("--share", arguments->setup.share,
                    "Size the tiers by the text: DRAM holds this share of its KV, the rest is on "
-                   "NVMe, and infllm and quest attend to as large a share of its blocks, "
-                   "instead of --dram and --lookup-blocks")
+                   "NVMe, and lookups attend to as large a share of its blocks or tokens, "
+                   "instead of --dram, --lookup-blocks, --lookup-keys and --cluster-share. graph "
+                   "keeps what it indexes in DRAM, so it finds no room there and is exact")
       ->check(CLI::Range(1e-6, 1.0));
   AddRuntimeFlags(*command, arguments->setup.runtime,
                   "Directory for the NVMe tier, whose files are gone after the run");

@@ -83,7 +83,8 @@ std::string NeedleTotals(const EvalReport& report) {
   }
   return absl::StrCat(table.ToString(),
                       "Missed attention is an estimate; that of quest comes from upper "
-                      "bounds and may be far too high.\n\n");
+                      "bounds and may be far too high,\nthat of cluster is what was attended to by "
+                      "means.\n\n");
 }
 
 void AddBudgetRow(const std::string& policy, size_t tokens, const EvalBudget& budget,
@@ -129,6 +130,46 @@ std::string BudgetTable(const EvalReport& report) {
       " tokens that a prefill\nappends and, for infllm, keys as they are rotated.\n");
 }
 
+// Whether there was one to add.
+bool AddIndexRow(const std::string& policy, size_t tokens, const EvalCost& cost, Table& table) {
+  const EvalBudget& budget = cost.budget;
+  if (budget.lookup_keys == 0 && budget.lookup_share == 0) return false;
+  const bool graph = budget.lookup_keys > 0;
+  table.AddRow({policy, FormatCount(tokens),
+                graph ? FormatCount(budget.lookup_keys) : FormatPercent(budget.lookup_share),
+                FormatByteSize(cost.indexes.bytes), FormatSeconds(cost.indexes.seconds),
+                FormatCount(graph ? cost.lookups.tokens : cost.lookups.blocks),
+                FormatCount(cost.lookups.late_blocks), FormatCount(cost.indexes.refusals)});
+  return true;
+}
+
+// What the indexes of policies graph and cluster took and found.
+std::string IndexTable(const EvalReport& report) {
+  Table table({{"policy", Align::kLeft},
+               {"tokens"},
+               {"wanted"},
+               {"memory"},
+               {"build"},
+               {"attended"},
+               {"late"},
+               {"refused"}});
+  bool any = false;
+  for (const PolicyResult& result : report.policies) {
+    if (result.text.has_value()) {
+      const Perplexity& perplexity = result.text->perplexity;
+      any |= AddIndexRow(result.label, perplexity.bytes / perplexity.windows + 1, result.text->cost,
+                         table);
+    }
+    for (const NeedleRow& row : result.needles) {
+      any |= AddIndexRow(result.label, row.length_tokens, row.cost, table);
+    }
+  }
+  if (!any) return "";
+  return absl::StrCat("\nIndexes\n", table.ToString(),
+                      "Attended are tokens for graph and blocks for cluster. What was refused, for "
+                      "want of room, was\nattended to exactly.\n");
+}
+
 nlohmann::ordered_json CostJson(const EvalCost& cost) {
   nlohmann::ordered_json json;
   json["seconds"] = cost.seconds;
@@ -138,6 +179,9 @@ nlohmann::ordered_json CostJson(const EvalCost& cost) {
   json["window_bytes"] = cost.budget.window_bytes;
   json["summary_bytes"] = cost.budget.summary_bytes;
   json["lookup_blocks"] = cost.budget.lookup_blocks;
+  json["lookup_keys"] = cost.budget.lookup_keys;
+  json["lookup_share"] = cost.budget.lookup_share;
+  AddIndexJson(cost.indexes, json);
   return json;
 }
 
@@ -196,7 +240,7 @@ std::string EvalText(const EvalReport& report) {
     for (const PolicyResult& result : report.policies) text += NeedleGrid(result);
     text += NeedleTotals(report);
   }
-  return text + BudgetTable(report);
+  return absl::StrCat(text, BudgetTable(report), IndexTable(report));
 }
 
 nlohmann::ordered_json EvalJson(const EvalReport& report) {

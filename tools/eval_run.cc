@@ -71,7 +71,8 @@ class Evaluation {
                               .runtime = setup_.runtime,
                               .length_tokens = length,
                               .share = setup_.share,
-                              .dir = dir_},
+                              .dir = dir_,
+                              .question_step = setup_.needles.question_step},
                              engine_);
   }
   absl::StatusOr<PolicyResult::Text> MeasureText(const AttentionPolicy& policy);
@@ -86,6 +87,7 @@ class Evaluation {
   static EvalCost CostOf(const EvalSession& session, absl::Time start) {
     return {.seconds = absl::ToDoubleSeconds(absl::Now() - start),
             .lookups = session.Lookups(),
+            .indexes = session.Indexes(),
             .budget = session.Budget()};
   }
 

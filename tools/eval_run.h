@@ -31,6 +31,7 @@ struct EvalSetup {
     size_t depths = 10;
     size_t keys = 1;  // in one text
     uint64_t seed = 1;
+    size_t question_step = kChunkTokens;  // tokens of a question that are run at once
   } needles;
 };
 
@@ -38,6 +39,7 @@ struct EvalSetup {
 struct EvalCost {
   double seconds = 0;
   LookupStats lookups;
+  IndexCost indexes;
   EvalBudget budget;
 };
 

@@ -36,6 +36,8 @@ void ApplyShare(const EvalSessionOptions& options, RuntimeOptions& runtime) {
   const auto tokens = share * static_cast<double>(options.length_tokens);
   runtime.lookup.blocks =
       std::max<size_t>(static_cast<size_t>(tokens) / runtime.tokens_per_block, 1);
+  runtime.lookup.keys = std::max<size_t>(static_cast<size_t>(tokens), 1);
+  runtime.lookup.share = share;
 }
 
 }  // namespace
@@ -67,7 +69,7 @@ absl::Status EvalSession::Restart() {
   text_tokens_ = 0;
   if (runtime_ == nullptr) return source_->Truncate(0);
   source_.reset();
-  if (context_ != nullptr) finished_ += context_->Stats().Total().AllLookups();
+  if (context_ != nullptr) Finish(*context_);
   context_.reset();
   auto context = runtime_->NewContext();
   if (!context.ok()) return context.status();
@@ -94,7 +96,7 @@ absl::StatusOr<std::vector<int32_t>> EvalSession::Ask(absl::Span<const int32_t> 
   if (!fork.ok()) return fork.status();
   ContextAttention source(**fork, runtime_->options().shape.key_state);
   auto answer = Answer(question, count, source);
-  finished_ += (*fork)->Stats().Total().AllLookups();
+  Finish(**fork);
   return answer;
 }
 
@@ -102,15 +104,35 @@ absl::StatusOr<std::vector<int32_t>> EvalSession::Answer(absl::Span<const int32_
                                                          size_t count, AttentionSource& source) {
   absl::StatusOr<Sampler> sampler = Sampler::Create({});
   if (!sampler.ok()) return sampler.status();
+  int64_t position = text_tokens_;
+  while (question.size() > options_.question_step) {
+    const auto step = question.first(options_.question_step);
+    absl::Status status = engine_.Forward({step, position, LogitsOf::kNone}, source, {});
+    if (!status.ok()) return status;
+    position += static_cast<int64_t>(step.size());
+    question.remove_prefix(step.size());
+  }
   std::vector<int32_t> answer;
   const auto take = [&](int32_t token) {
     answer.push_back(token);
     return true;
   };
-  const auto result = Generate({question, text_tokens_, static_cast<int64_t>(count)}, engine_,
-                               source, *sampler, take);
+  const auto result =
+      Generate({question, position, static_cast<int64_t>(count)}, engine_, source, *sampler, take);
   if (!result.ok()) return result.status();
   return answer;
+}
+
+void EvalSession::Finish(const Context& context) {
+  const ContextStats stats = context.Stats();
+  finished_ += stats.Total().AllLookups();
+  finished_indexes_.Add(stats, runtime_->Stats().index_bytes);
+}
+
+IndexCost EvalSession::Indexes() const {
+  IndexCost all = finished_indexes_;
+  if (context_ != nullptr) all.Add(context_->Stats(), runtime_->Stats().index_bytes);
+  return all;
 }
 
 LookupStats EvalSession::Lookups() const {
@@ -130,7 +152,9 @@ EvalBudget EvalSession::Budget() const {
           .window_bytes = stats.window_bytes / kContexts,
           .summary_bytes = stats.summary_bytes / stats.column_capacity *
                            (options_.length_tokens / options.tokens_per_block),
-          .lookup_blocks = looks_up ? options.lookup.blocks : 0};
+          .lookup_blocks = looks_up ? options.lookup.blocks : 0,
+          .lookup_keys = options.lookup.kind == LookupKind::kGraph ? options.lookup.keys : 0,
+          .lookup_share = options.lookup.kind == LookupKind::kCluster ? options.lookup.share : 0};
 }
 
 }  // namespace terrace

@@ -13,6 +13,7 @@
 #include "absl/types/span.h"
 #include "runtime/context_stats.h"
 #include "runtime/runtime.h"
+#include "tools/attention_report.h"
 #include "tools/engine/engine.h"
 #include "tools/runtime_flags.h"
 
@@ -24,15 +25,18 @@ struct EvalBudget {
   uint64_t dram_bytes = 0;     // capacity of the DRAM tier
   uint64_t window_bytes = 0;   // reserved for sinks and window of one context, beside the tier
   uint64_t summary_bytes = 0;  // kept of as many blocks as the text has, beside the tier
-  size_t lookup_blocks = 0;    // that a step attends to; 0 for policies that do not look up
+  size_t lookup_blocks = 0;    // that a step attends to; 0 for policies that do not look blocks up
+  size_t lookup_keys = 0;      // graph: that a query attends to; otherwise 0
+  double lookup_share = 0;  // cluster: of the indexed tokens, what a step attends to; otherwise 0
 };
 
 struct EvalSessionOptions {
   AttentionPolicy policy;
   RuntimeFlags runtime;
-  size_t length_tokens = 0;     // of the texts
-  std::optional<double> share;  // of the KV of a text that the DRAM tier holds
-  std::string dir;              // for the NVMe tier, which starts empty
+  size_t length_tokens = 0;             // of the texts
+  std::optional<double> share;          // of the KV of a text that the DRAM tier holds
+  std::string dir;                      // for the NVMe tier, which starts empty
+  size_t question_step = kChunkTokens;  // tokens of a question that are run at once
 };
 
 // One policy at work on texts of one length. Thread-compatible.
@@ -53,6 +57,7 @@ class EvalSession {
   AttentionSource& source() { return *source_; }
   // Of everything so far.
   LookupStats Lookups() const;
+  IndexCost Indexes() const;
   EvalBudget Budget() const;
 
  private:
@@ -61,6 +66,8 @@ class EvalSession {
 
   absl::StatusOr<std::vector<int32_t>> Answer(absl::Span<const int32_t> question, size_t count,
                                               AttentionSource& source);
+  // Keeps what a context did that is about to go.
+  void Finish(const Context& context);
 
   const EvalSessionOptions options_;
   Engine& engine_;
@@ -69,7 +76,9 @@ class EvalSession {
   std::unique_ptr<Context> context_;
   std::unique_ptr<AttentionSource> source_;
   int64_t text_tokens_ = 0;
-  LookupStats finished_;  // of contexts that are gone
+  // Of contexts that are gone.
+  LookupStats finished_;
+  IndexCost finished_indexes_;
 };
 
 }  // namespace terrace

@@ -43,6 +43,7 @@ nlohmann::ordered_json TiersJson(const GenerateTiers& tiers) {
                             {"nvme", capacity(Tier::kNvme)}};
   json["window_bytes"] = tiers.runtime.window_bytes;
   json["summary_bytes"] = tiers.runtime.summary_bytes;
+  AddIndexJson(tiers.indexes, json);
   json["metadata_bytes"] = stats.metadata_bytes;
   json["staging_bytes"] = stats.staging_bytes;
   json["nvme_read_bytes"] = stats.nvme_read_bytes;
@@ -77,7 +78,16 @@ std::string GenerateText(const GenerateReport& report) {
     table.AddRow(
         {"beside the tiers",
          absl::StrCat(FormatByteSize(tiers.runtime.window_bytes), " for sinks and window, ",
-                      FormatByteSize(tiers.runtime.summary_bytes), " for summaries")});
+                      FormatByteSize(tiers.runtime.summary_bytes), " for summaries, ",
+                      FormatByteSize(tiers.indexes.bytes), " for indexes")});
+    if (tiers.indexes.seconds > 0) {
+      table.AddRow({"indexes",
+                    absl::StrCat("built in ", FormatSeconds(tiers.indexes.seconds), ", refused ",
+                                 FormatCount(tiers.indexes.refusals), " times for want of room")});
+    }
+    if (tiers.lookups.late_blocks > 0) {
+      table.AddRow({"late clusters, estimated", FormatCount(tiers.lookups.late_blocks)});
+    }
   }
   table.AddRow({"weights", absl::StrCat(FormatByteSize(report.weight_bytes), " in fp32")});
   table.AddRow({"peak memory", FormatByteSize(report.peak_memory_bytes)});

@@ -153,7 +153,9 @@ absl::StatusOr<GenerateReport> Run::Generate(
   report_.all = engine_.times();
   report_.weight_bytes = engine_.weights().bytes();
   if (context_ != nullptr) {
-    report_.tiers.emplace().lookups = context_->Stats().Total().AllLookups();
+    const ContextStats stats = context_->Stats();
+    report_.tiers.emplace().lookups = stats.Total().AllLookups();
+    report_.tiers->indexes.Add(stats, runtime_->Stats().index_bytes);
     for (const LostTokens& lost : context_->Lost()) report_.tiers->lost_tokens += lost.count;
     if (!setup_.save.empty() && !report_.interrupted) status = Save();
     // What another process may start with.

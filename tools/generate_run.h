@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "runtime/context_stats.h"
 #include "runtime/runtime.h"
+#include "tools/attention_report.h"
 #include "tools/engine/engine.h"
 #include "tools/engine/generate.h"
 #include "tools/engine/sampler.h"
@@ -36,6 +37,7 @@ struct GenerateSetup {
 // What a run over tiers cost there.
 struct GenerateTiers {
   LookupStats lookups;
+  IndexCost indexes;
   RuntimeStats runtime;
   int64_t lost_tokens = 0;  // of all layers and KV heads
 };

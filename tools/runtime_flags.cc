@@ -5,6 +5,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "absl/time/time.h"
 #include "io/block_device.h"
 #include "io/check.h"
 #include "tools/byte_size.h"
@@ -33,6 +34,11 @@ absl::Status NameFlags(const absl::Status& status) {
       {"tokens_per_block", "--tokens-per-block"},
       {"sink_tokens", "--sinks"},
       {"window_tokens", "--window"},
+      {"index_tail_tokens", "--index-tail"},
+      {"lookup policy graph: keys", "--lookup-keys"},
+      {"lookup policy graph: effort", "--graph-effort"},
+      {"lookup policy cluster: share", "--cluster-share"},
+      {"lookup policy cluster: patience", "--cluster-patience"},
       {"tiers.dram_bytes", "--dram"},
       {"dram_bytes", "--dram"},
       {"hbm_bytes", "--hbm"},
@@ -74,6 +80,42 @@ void AddLookupFlags(CLI::App& command, RuntimeFlags& flags) {
       ->check(CLI::Range(size_t{1}, size_t{4096}));
 }
 
+void AddIndexFlags(CLI::App& command, RuntimeFlags& flags) {
+  const CLI::Validator is_unsigned(CheckUnsigned, "");
+  const CLI::Validator is_not_nan(CheckNotNan, "");
+  command
+      .add_option("--lookup-keys", flags.lookup_keys,
+                  "graph: tokens that each query attends to beyond sinks and window")
+      ->check(is_unsigned)
+      ->check(CLI::Range(size_t{1}, size_t{1} << 20));
+  command
+      .add_option("--graph-effort", flags.graph_effort,
+                  "graph: width of the search's beam; 0 for two and a half times --lookup-keys")
+      ->check(is_unsigned)
+      ->check(CLI::Range(size_t{0}, size_t{1} << 20));
+  command
+      .add_option("--cluster-share", flags.cluster_share,
+                  "cluster: share of the indexed tokens that a step attends to; the others are "
+                  "estimated. A cluster is a block: --tokens-per-block 16 suits it")
+      ->check(is_not_nan)
+      ->check(CLI::Range(1e-6, 1.0));
+  command
+      .add_option("--cluster-patience", flags.cluster_patience_ms,
+                  "cluster: milliseconds that a call waits for clusters it wants; what comes later "
+                  "is estimated too; unlimited unless given")
+      ->check(is_not_nan)
+      ->check(CLI::Range(0.0, 1e9));
+  command
+      .add_option("--index-tail", flags.index_tail,
+                  "graph and cluster: tokens beyond the window that are attended to one by one "
+                  "before they are worth indexing")
+      ->check(is_unsigned)
+      ->check(CLI::Range(size_t{1}, size_t{1} << 20));
+  AddByteSizeOption(command, "--index-memory", flags.index_memory,
+                    "graph and cluster: memory for indexes, beside the tiers; 0 for a quarter of "
+                    "the DRAM tier and a tenth of the NVMe tier");
+}
+
 }  // namespace
 
 absl::Status RuntimeFlags::Check() const {
@@ -89,6 +131,7 @@ absl::Status RuntimeFlags::Check() const {
 
 void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags, const std::string& dir_help) {
   AddLookupFlags(command, flags);
+  AddIndexFlags(command, flags);
   command.add_option("--kv-dtype", flags.kv_dtype, "How elements of keys and values are stored")
       ->check(CLI::IsMember({"fp16", "bf16", "fp32"}));
   AddByteSizeOption(command, "--hbm", flags.hbm, "Capacity of the HBM tier; 0 for none");
@@ -107,7 +150,7 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags, const std::string& 
 }
 
 std::string AttentionPolicyNames() {
-  return absl::StrCat(kPlain, ", full, streaming, infllm, ", kPublished, ", quest");
+  return absl::StrCat(kPlain, ", full, streaming, infllm, ", kPublished, ", quest, graph, cluster");
 }
 
 absl::StatusOr<AttentionPolicy> ParseAttentionPolicy(absl::string_view name,
@@ -129,6 +172,12 @@ absl::StatusOr<AttentionPolicy> ParseAttentionPolicy(absl::string_view name,
   policy.lookup->blocks = flags.lookup_blocks;
   policy.lookup->representatives = flags.representatives.value_or(kRepresentatives);
   policy.lookup->page_tokens = flags.page_tokens;
+  policy.lookup->keys = flags.lookup_keys;
+  policy.lookup->effort = flags.graph_effort;
+  policy.lookup->share = flags.cluster_share;
+  if (flags.cluster_patience_ms.has_value()) {
+    policy.lookup->patience = absl::Milliseconds(*flags.cluster_patience_ms);
+  }
   return policy;
 }
 
@@ -164,6 +213,8 @@ absl::StatusOr<RuntimeOptions> MakeRuntimeOptions(const RuntimeFlags& flags,
   options.sink_tokens = flags.sinks;
   options.window_tokens = flags.window;
   options.max_append_tokens = kChunkTokens;
+  options.index_tail_tokens = flags.index_tail;
+  options.index_bytes = flags.index_memory;
   options.lookup = *policy.lookup;
   if (policy.streaming.has_value()) {
     const HeadProfile& profile = policy.streaming->profile;
@@ -176,7 +227,7 @@ absl::StatusOr<RuntimeOptions> MakeRuntimeOptions(const RuntimeFlags& flags,
   if (absl::Status status = options.Validate(); !status.ok()) return NameFlags(status);
   const absl::Status lookup =
       LookupPolicy::Create(options.lookup, options.shape, options.tokens_per_block).status();
-  if (!lookup.ok()) return lookup;
+  if (!lookup.ok()) return NameFlags(lookup);
   return options;
 }
 

@@ -28,6 +28,12 @@ struct RuntimeFlags {
   size_t lookup_blocks = 16;
   std::optional<size_t> representatives;  // 8 for infllm; 4, as published, for infllm-published
   size_t page_tokens = 16;
+  size_t lookup_keys = 100;
+  size_t graph_effort = 0;
+  double cluster_share = 0.03;
+  std::optional<double> cluster_patience_ms;  // nullopt: unlimited
+  size_t index_tail = 1024;
+  uint64_t index_memory = 0;
   std::string kv_dtype = "fp16";
   uint64_t hbm = 0;
   uint64_t dram = uint64_t{256} << 20;
@@ -62,7 +68,7 @@ struct AttentionPolicy {
   std::string Label() const;
 };
 
-// "plain, full, streaming, infllm, infllm-published, quest", for help texts.
+// "plain, full, streaming, infllm, infllm-published, quest, graph, cluster", for help texts.
 std::string AttentionPolicyNames();
 // kInvalidArgument naming the known ones.
 absl::StatusOr<AttentionPolicy> ParseAttentionPolicy(absl::string_view name,

@@ -163,7 +163,7 @@ TEST_F(CliGenerateTest, ReuseRunsOnlyWhatIsNotCached) {
 TEST_F(CliGenerateTest, AnEmptyPromptIsOneAndTheReportIsComplete) {
   SKIP_WITHOUT_MODEL();
   for (const char* const policy :
-       {"plain", "full", "streaming", "infllm", "infllm-published", "quest"}) {
+       {"plain", "full", "streaming", "infllm", "infllm-published", "quest", "graph", "cluster"}) {
     const RunResult run = Generate({"--policy", policy, "--prompt", ""});
     ASSERT_EQ(run.exit_code, 0) << run.err;
     for (const char* const part : {"prefill", "decode", "tokens/s", "peak memory"}) {
@@ -179,8 +179,9 @@ TEST_F(CliGenerateTest, AnEmptyPromptIsOneAndTheReportIsComplete) {
       continue;
     }
     EXPECT_THAT(run.out, HasSubstr("lost blocks"));
-    for (const char* const field : {"blocks", "fetched_bytes", "lost_blocks", "lost_tokens",
-                                    "window_bytes", "summary_bytes"}) {
+    for (const char* const field :
+         {"blocks", "late_blocks", "tokens", "fetched_bytes", "lost_blocks", "lost_tokens",
+          "window_bytes", "summary_bytes", "index_bytes", "index_refusals"}) {
       EXPECT_TRUE(json["tiers"][field].is_number_integer()) << field;
     }
     EXPECT_EQ(json["tiers"]["capacity_bytes"]["dram"], 256 << 20);
