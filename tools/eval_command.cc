@@ -279,11 +279,13 @@ void AddEvalCommand(CLI::App& app, std::function<ExitCode()>& run) {
   AddPerplexityFlags(*command, *arguments);
   AddNeedleFlags(*command, *arguments);
   command
-      ->add_option("--share", arguments->setup.share,
-                   "Size the tiers by the text: DRAM holds this share of its KV, the rest is on "
-                   "NVMe, and lookups attend to as large a share of its blocks or tokens, "
-                   "instead of --dram, --lookup-blocks, --lookup-keys and --cluster-share. graph "
-                   "keeps what it indexes in DRAM, so it finds no room there and is exact")
+      ->add_option(
+          "--share", arguments->setup.share,
+          "Size the tiers by the text: DRAM holds this share of its KV, the rest is on "
+          "NVMe, and lookups attend to as large a share of its blocks or tokens, "
+          "instead of --dram, --lookup-blocks, --lookup-keys and --cluster-share. graph "
+          "keeps what it indexes in DRAM, and cluster builds a segment of a KV head there; "
+          "what finds no room is exact")
       ->check(CLI::Range(1e-6, 1.0));
   AddRuntimeFlags(*command, arguments->setup.runtime,
                   "Directory for the NVMe tier, whose files are gone after the run");
