@@ -89,11 +89,12 @@ void AttendPass::AttendTokens() {
   bool any = false;
   for (const Head& head : heads_) any |= !head.tokens.empty();
   if (!any) return;
+  const ContextIndex& index = *context_->index_;
   core_.compute().ForEach(heads_.size(), [&](size_t kv_head, size_t) {
     Head& head = heads_[kv_head];
     if (head.tokens.empty()) return;
     head.rows.resize(2 * head.tokens.size() * row);
-    context_->index_->graphs(layer_)->Gather(kv_head, head.tokens, head.rows.data());
+    index.graphs(layer_)->Gather(kv_head, head.tokens, head.rows.data());
   });
   jobs_.clear();
   for (Head& head : heads_) {
@@ -122,10 +123,11 @@ void AttendPass::AttendTokens() {
 // What was estimated is what the call may have got wrong.
 void AttendPass::EstimateClusters() {
   const absl::Time start = absl::Now();
+  const ContextIndex& index = *context_->index_;
   core_.compute().ForEach(heads_.size(), [&](size_t kv_head, size_t) {
     Head& head = heads_[kv_head];
     if (head.policy->kind() != LookupKind::kCluster || head.indexed <= 1) return;
-    const ClusterTable& table = context_->index_->clusters(layer_)->table(kv_head);
+    const ClusterTable& table = index.clusters(layer_)->table(kv_head);
     table.Estimate(head.cluster_scores, head.read, absl::MakeSpan(head.part_out),
                    absl::MakeSpan(head.part_lse));
     MergePartials(core_.shape().head_dim, head.part_out, head.part_lse, absl::MakeSpan(head.out),
