@@ -91,13 +91,18 @@ absl::StatusOr<Lease> AttendPass::AwaitRound(absl::Span<AttendPass* const> batch
     if (waits) {
       for (AttendPass* const pass : batch) pass->ForgetRequests();
     }
-    absl::StatusOr<Lease> lease = core_.tiers().Fetch(
-        reads_, {.target = Tier::kDram,
-                 .deadline = RoundDeadline(),
-                 .lease_patience = waits ? RuntimeCore::kLeasePatience : absl::ZeroDuration()});
+    const absl::Duration patience = std::clamp(RoundDeadline() - absl::Now(), absl::ZeroDuration(),
+                                               RuntimeCore::kLeasePatience);
+    absl::StatusOr<Lease> lease =
+        core_.tiers().Fetch(reads_, {.target = Tier::kDram,
+                                     .deadline = RoundDeadline(),
+                                     .lease_patience = waits ? patience : absl::ZeroDuration()});
     if (lease.ok()) {
       requested_ += reads_.size();
       return lease;
+    }
+    if (absl::IsResourceExhausted(lease.status()) && RoundDeadline() <= absl::Now()) {
+      return absl::DeadlineExceededError("no room for clusters in time");
     }
     if (!absl::IsResourceExhausted(lease.status()) || waits) {
       return absl::Status(lease.status().code(),

@@ -23,7 +23,7 @@ constexpr size_t kMinScanned = 256;
 void AttendPass::UseIndexes(size_t layer) {
   index_seconds_ = 0;
   ContextIndex& index = *context_->index_;
-  deadline_ = absl::InfiniteFuture();
+  patience_ = absl::InfiniteDuration();
   const bool decoding = positions_.size() <= kLookupPositions;
   bool any = false;
   for (size_t kv_head = 0; kv_head < heads_.size(); ++kv_head) {
@@ -37,7 +37,6 @@ void AttendPass::UseIndexes(size_t layer) {
     index.Extend(layer, context_->SealedColumns(layer), decoding);
     index_seconds_ = absl::ToDoubleSeconds(absl::Now() - start);
   }
-  const absl::Time now = absl::Now();
   for (Head& head : heads_) {
     head.indexed = 1;
     head.read.clear();
@@ -47,7 +46,7 @@ void AttendPass::UseIndexes(size_t layer) {
       head.indexed = index.graphs(layer)->end_column();
     } else {
       head.indexed = index.clusters(layer)->end_column();
-      deadline_ = std::min(deadline_, now + head.policy->options().patience);
+      patience_ = std::min(patience_, head.policy->options().patience);
     }
   }
 }

@@ -177,6 +177,7 @@ void AttendPass::Run(RuntimeCore& core, absl::Span<AttendPass* const> passes) {
     pass->lookup_seconds_ = lookup_seconds / static_cast<double>(passes.size());
     pass->ShareChoices();
     pass->ListBlocks();
+    pass->deadline_ = absl::Now() + pass->patience_;
     pass->status_ = pass->RequestRounds();
   }
   for (AttendPass* const pass : passes) pass->AttendLocally();

@@ -173,7 +173,8 @@ class AttendPass {
   std::unique_ptr<ParallelAttention> attention_;
   std::vector<AttentionJob> jobs_;
 
-  absl::Time deadline_;  // for clusters
+  absl::Duration patience_;  // with clusters
+  absl::Time deadline_;      // for them, from when they are asked for
   // Blocks to attend to, by column and head, clusters last, and how far they are.
   std::vector<FarBlock> far_;
   size_t attended_ = 0;   // those of earlier rounds

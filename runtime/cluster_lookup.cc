@@ -86,7 +86,7 @@ absl::Status ClusterLookup::Extend(absl::Span<const ColumnIndex> columns, size_t
   while (end_column() < end) {
     const size_t count = std::min(most, end - end_column());
     while (postings.size() < clusters_ + count) {
-      const auto column = core_.columns().Begin(core_.NewKey(), {}, {});
+      const auto column = core_.columns().BeginPosting(core_.NewKey());
       if (!column.ok()) return column.status();
       postings.push_back(*column);
     }

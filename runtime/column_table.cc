@@ -120,6 +120,32 @@ absl::StatusOr<ColumnIndex> ColumnTable::Restore(const ColumnKey& key, const Col
   return ColumnIndex{*slot};
 }
 
+absl::StatusOr<ColumnIndex> ColumnTable::StartPosting(const ColumnKey& key) {
+  if (postings_ >= options_.postings) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("all ", options_.postings, " columns for clusters are in use"));
+  }
+  const absl::StatusOr<uint32_t> slot = Start(key, {}, {});
+  if (!slot.ok()) return slot.status();
+  columns_[*slot].references = 1;
+  columns_[*slot].is_posting = true;
+  ++postings_;
+  return ColumnIndex{*slot};
+}
+
+absl::StatusOr<ColumnIndex> ColumnTable::BeginPosting(const ColumnKey& key) {
+  absl::MutexLock lock(&mu_);
+  return StartPosting(key);
+}
+
+absl::StatusOr<ColumnIndex> ColumnTable::RestorePosting(const ColumnKey& key) {
+  absl::MutexLock lock(&mu_);
+  const auto found = by_key_.find(key);
+  if (found == by_key_.end()) return StartPosting(key);
+  ++columns_[found->second].references;
+  return ColumnIndex{found->second};
+}
+
 void ColumnTable::Complete(ColumnIndex column) {
   absl::MutexLock lock(&mu_);
   columns_[Slot(column)].state = State::kComplete;
@@ -260,6 +286,7 @@ void ColumnTable::Remove(uint32_t slot) {
 void ColumnTable::Free(uint32_t slot) {
   Column& column = columns_[slot];
   by_key_.erase(column.key);
+  if (column.is_posting) --postings_;
   if (column.named) {
     const auto first = first_child_.find(column.parent);
     uint32_t* link = &first->second;

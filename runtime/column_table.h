@@ -52,7 +52,8 @@ BlockId ColumnBlockId(const ColumnKey& key, size_t layer, size_t kv_head);
 class ColumnTable {
  public:
   struct Options {
-    size_t columns = 0;  // that exist at once, those that are only cached included
+    size_t columns = 0;   // that exist at once, those that are only cached included
+    size_t postings = 0;  // of them, at most so many of clusters
     size_t layers = 0;
     size_t kv_heads = 0;
     size_t tokens = 0;  // a column
@@ -74,6 +75,10 @@ class ColumnTable {
                                       absl::Span<const int32_t> tokens) ABSL_LOCKS_EXCLUDED(mu_);
   // All blocks were put, and all summaries are those of this runtime's lookups.
   void Complete(ColumnIndex column) ABSL_LOCKS_EXCLUDED(mu_);
+  // Starts, or restores, a column of clusters, which are tokens stored once more: private, and no
+  // more of them at once than Options::postings. kResourceExhausted.
+  absl::StatusOr<ColumnIndex> BeginPosting(const ColumnKey& key) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<ColumnIndex> RestorePosting(const ColumnKey& key) ABSL_LOCKS_EXCLUDED(mu_);
   bool is_complete(ColumnIndex column) const ABSL_LOCKS_EXCLUDED(mu_);
 
   // A column that some context or run completed, all of whose blocks some tier holds, referred to
@@ -137,6 +142,7 @@ class ColumnTable {
     uint32_t references = 0;
     State state = State::kBuilding;
     bool named = false;
+    bool is_posting = false;
     uint64_t released_at = 0;  // order of the last release
     uint32_t next_sibling = kNone;
   };
@@ -152,6 +158,7 @@ class ColumnTable {
   absl::StatusOr<uint32_t> Start(const ColumnKey& key, const ColumnKey& parent,
                                  absl::Span<const int32_t> tokens)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::StatusOr<ColumnIndex> StartPosting(const ColumnKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // False when a block is lost; the column is removed then, if nobody refers to it.
   bool Refer(uint32_t slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Drops its blocks, and frees the slot.
@@ -171,6 +178,7 @@ class ColumnTable {
   // The key, parent and name of a column are constant while it is referred to.
   std::vector<Column> columns_;
   std::vector<uint32_t> free_ ABSL_GUARDED_BY(mu_);
+  size_t postings_ ABSL_GUARDED_BY(mu_) = 0;
   absl::flat_hash_map<ColumnKey, uint32_t> by_key_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<ColumnKey, uint32_t> first_child_ ABSL_GUARDED_BY(mu_);  // named ones
   uint64_t releases_ ABSL_GUARDED_BY(mu_) = 0;

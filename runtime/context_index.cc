@@ -10,6 +10,8 @@ namespace {
 // the directions in which queries spread.
 constexpr size_t kGraphSamples = 8192;
 constexpr size_t kClusterSamples = 1024;
+// Lost clusters that one call makes anew, as each reads many blocks.
+constexpr size_t kRepairs = 64;
 
 }  // namespace
 
@@ -51,23 +53,23 @@ void ContextIndex::Extend(size_t layer, absl::Span<const ColumnIndex> columns, b
   const size_t tokens = core_.block_tokens();
   const size_t worth = std::max<size_t>(core_.options().index_tail_tokens / tokens, 1);
   const size_t segment = std::max<size_t>(kSegmentKeys / tokens, 1);
-  if (columns.size() < of.retry_columns) return;
-  absl::Status status;
-  if (of.clusters != nullptr) {
+  const auto refused = [&](size_t& retry_columns) {
+    ++refusals_;
+    retry_columns = columns.size() + worth;
+  };
+  if (of.clusters != nullptr && columns.size() >= of.retry_clusters) {
     const size_t first = of.clusters->end_column();
     const size_t lacking = columns.size() > first ? columns.size() - first : 0;
     const size_t wanted = decoding && lacking >= worth ? lacking : lacking / segment * segment;
-    if (wanted > 0) {
-      status = of.clusters->Extend(columns, first + wanted, of.samples, postings_);
+    if (wanted > 0 && !of.clusters->Extend(columns, first + wanted, of.samples, postings_).ok()) {
+      refused(of.retry_clusters);
     }
   }
-  if (status.ok() && of.graphs != nullptr && decoding &&
-      columns.size() >= of.graphs->end_column() + worth) {
-    status = of.graphs->Extend(columns, columns.size(), of.samples);
+  if (of.graphs != nullptr && decoding && columns.size() >= of.retry_graphs &&
+      columns.size() >= of.graphs->end_column() + worth &&
+      !of.graphs->Extend(columns, columns.size(), of.samples).ok()) {
+    refused(of.retry_graphs);
   }
-  if (status.ok()) return;
-  ++refusals_;
-  of.retry_columns = columns.size() + worth;
 }
 
 absl::Status ContextIndex::Build(size_t layer, absl::Span<const ColumnIndex> columns) {
@@ -86,13 +88,16 @@ void ContextIndex::NoteLost(size_t layer, size_t kv_head, size_t cluster) {
   layers_[layer].lost.push_back({kv_head, cluster});
 }
 
-// One that cannot be made now is noted again by the next call that wants it.
+// One that is not made now is noted again by the next call that wants it.
 void ContextIndex::Repair(size_t layer, absl::Span<const ColumnIndex> columns) {
   Layer& of = layers_[layer];
-  for (const Lost& lost : of.lost) {
+  const size_t count = std::min(of.lost.size(), kRepairs);
+  for (size_t i = 0; i < count; ++i) {
+    const Lost& lost = of.lost[i];
     if (lost.cluster >= of.clusters->clusters()) continue;
-    of.clusters->PutAgain(lost.kv_head, lost.cluster, columns, postings_[lost.cluster])
-        .IgnoreError();
+    const absl::Status status =
+        of.clusters->PutAgain(lost.kv_head, lost.cluster, columns, postings_[lost.cluster]);
+    if (!status.ok()) break;
   }
   of.lost.clear();
 }
@@ -100,7 +105,7 @@ void ContextIndex::Repair(size_t layer, absl::Span<const ColumnIndex> columns) {
 void ContextIndex::Truncate(size_t columns) {
   TruncateClusters(columns > 0 ? columns - 1 : 0);
   for (Layer& layer : layers_) {
-    layer.retry_columns = 0;
+    layer.retry_clusters = layer.retry_graphs = 0;
     if (layer.graphs != nullptr && layer.graphs->indexed_columns() > columns) {
       layer.graphs->Clear();
     }
@@ -165,6 +170,7 @@ void ContextIndex::Unpin() {
 void ContextIndex::Clear() {
   Truncate(0);
   for (Layer& layer : layers_) {
+    if (layer.graphs != nullptr) layer.graphs->Clear();
     for (QuerySamples& samples : layer.samples) samples.Clear();
   }
 }

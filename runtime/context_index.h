@@ -75,7 +75,8 @@ class ContextIndex {
     std::unique_ptr<ClusterLookup> clusters;
     std::unique_ptr<GraphLookup> graphs;
     std::vector<Lost> lost;
-    size_t retry_columns = 0;  // not before there are so many
+    size_t retry_clusters = 0;  // not before there are so many columns
+    size_t retry_graphs = 0;
   };
 
   // Brings all layers to the same number of clusters, which is that of the posting columns: only

@@ -40,6 +40,7 @@ absl::Status Context::Park() {
 // Writes the memory of the tail as blocks; the last is filled up with what lies behind the tail.
 absl::Status Context::ParkLocked() {
   TERRACE_CHECK(state_ == State::kActive);
+  index_->Unpin();
   // A layer that is ahead of the others, in the middle of a step, counts too.
   bool any = false;
   for (size_t layer = 0; layer < core_.shape().layers; ++layer) any |= tail_.tokens(layer) > 0;
@@ -62,7 +63,6 @@ absl::Status Context::ParkLocked() {
       }
     }
   }
-  index_->Unpin();
   tail_.Attach(nullptr);
   core_.GiveTail(std::exchange(memory_, nullptr));
   state_ = State::kParked;
@@ -76,8 +76,7 @@ absl::Status Context::Unpark() {
   if (parked_.has_value()) {
     const std::vector<BlockId> ids = ParkedBlocks();
     const size_t bytes = core_.options().BlockBytes();
-    const size_t batch =
-        std::clamp<size_t>(core_.tiers().max_fetch_blocks(Tier::kDram) / 4, 1, kUnparkBlocks);
+    const size_t batch = std::clamp<size_t>(core_.UnpinnedBlocks() / 4, 1, kUnparkBlocks);
     std::vector<BlockRead> reads;
     for (size_t first = 0; first < ids.size(); first += batch) {
       reads.clear();

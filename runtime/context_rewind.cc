@@ -83,6 +83,7 @@ absl::Status Context::ReturnTo(int64_t tokens) {
     if (status.ok() && tail_.first(layer) > 0 && !has_sinks_) status = FetchSinks(layer);
     if (absl::IsDataLoss(status)) {
       state_ = State::kBroken;
+      index_->Unpin();
       broken_ = absl::FailedPreconditionError(
           absl::StrCat("the context could not go back to ", tokens, " tokens: ", status.message()));
       core_.GiveTail(std::exchange(memory_, nullptr));

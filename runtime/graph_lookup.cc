@@ -13,7 +13,8 @@ namespace {
 // Columns that are fetched at a time.
 constexpr size_t kPinColumns = 64;
 // What a graph takes beside its links, rounded up.
-constexpr uint64_t kBytesPerKey = 2;
+constexpr uint64_t kBytesPerKey = 8;
+constexpr uint64_t kMetricDimensions = 64;
 
 }  // namespace
 
@@ -30,12 +31,20 @@ GraphLookup::~GraphLookup() { Clear(); }
 
 absl::Status GraphLookup::Extend(absl::Span<const ColumnIndex> columns, size_t end,
                                  absl::Span<const QuerySamples> samples) {
-  if (absl::Status status = Pin(columns, end); !status.ok()) return status;
+  const size_t pinned = pinned_;
+  const size_t batches = pinned_blocks_.size();
+  absl::Status room = Pin(columns, end);
   const uint64_t bytes = GraphBytes(end);
-  if (bytes > accounted_bytes_) {
-    absl::Status status = core_.TakeIndexMemory(bytes - accounted_bytes_);
-    if (!status.ok()) return status;
-    accounted_bytes_ = bytes;
+  if (room.ok() && bytes > accounted_bytes_) {
+    room = core_.TakeIndexMemory(bytes - accounted_bytes_);
+    if (room.ok()) accounted_bytes_ = bytes;
+  }
+  if (!room.ok()) {
+    // What the graphs do not know is of no use here, and is somebody else's room.
+    pinned_blocks_.resize(batches);
+    for (Head& head : heads_) head.blocks.resize(pinned);
+    pinned_ = pinned;
+    return room;
   }
   for (Head& head : heads_) {
     const KeyPanels keys = Keys(head);
@@ -143,8 +152,9 @@ std::vector<size_t> GraphLookup::heads() const {
 }
 
 uint64_t GraphLookup::GraphBytes(size_t columns) const {
-  return heads_.size() * (columns - 1) * core_.block_tokens() *
-         (GraphOptions().degree * sizeof(uint32_t) + kBytesPerKey);
+  const uint64_t metric = kMetricDimensions * core_.shape().head_dim * sizeof(float);
+  const uint64_t links = GraphOptions().degree * sizeof(uint32_t);
+  return heads_.size() * ((columns - 1) * core_.block_tokens() * (links + kBytesPerKey) + metric);
 }
 
 void GraphLookup::Unpin() {

@@ -84,16 +84,18 @@ absl::Status RuntimeCore::MakeMemory() {
     summary_bytes.push_back((bytes + kCacheLine - 1) / kCacheLine * kCacheLine);
   }
   const size_t heads = size_t{options_.shape.layers} * options_.shape.kv_heads;
-  // Columns of clusters have no blocks of other heads, so that there may be more of them.
+  // Columns of clusters have a part of their own, so that they leave tokens theirs.
   const bool has_index = std::any_of(policies_.begin(), policies_.end(),
                                      [](const auto& policy) { return policy->has_index(); });
-  auto columns =
-      ColumnTable::Create({.columns = (BlocksOf(options_.tiers) / heads + 1) * (has_index ? 2 : 1),
-                           .layers = options_.shape.layers,
-                           .kv_heads = options_.shape.kv_heads,
-                           .tokens = options_.tokens_per_block,
-                           .summary_bytes = std::move(summary_bytes)},
-                          *tiers_);
+  const size_t whole = BlocksOf(options_.tiers) / heads + 1;
+  const size_t postings = has_index ? whole : 0;
+  auto columns = ColumnTable::Create({.columns = whole + postings,
+                                      .postings = postings,
+                                      .layers = options_.shape.layers,
+                                      .kv_heads = options_.shape.kv_heads,
+                                      .tokens = options_.tokens_per_block,
+                                      .summary_bytes = std::move(summary_bytes)},
+                                     *tiers_);
   if (!columns.ok()) return columns.status();
   columns_ = *std::move(columns);
 

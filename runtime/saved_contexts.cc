@@ -135,11 +135,9 @@ absl::Status SavedContexts::Save(absl::string_view name, Context& context) {
     return absl::UnavailableError(absl::StrCat(Directory(), ": mkdir: ", strerror(errno)));
   }
   // Before the manifest that names it; the one before would not know it by its id.
-  if (context.index_->is_used()) {
-    if (absl::Status status = context.index_->Save(IndexPath(name), saved.index_id, saved.postings);
-        !status.ok()) {
-      return status;
-    }
+  if (context.index_->is_used() &&
+      !context.index_->Save(IndexPath(name), saved.index_id, saved.postings).ok()) {
+    saved.postings.clear();  // the context is whole without
   }
   if (absl::Status status = WriteManifest(Path(name), context, saved); !status.ok()) {
     return status;

@@ -79,10 +79,10 @@ SavedContexts::Saved SavedContexts::ReadManifest(const std::string& path) const 
   }
   if (saved.status.ok()) saved.status = (*file)->EndSection();
   if (saved.status.ok()) saved.status = ReadColumns(**file, header, saved);
-  if (saved.status.ok()) saved.status = ReadPostings(**file, header, saved);
   saved.tokens = header.tokens;
   saved.index_id = header.index_id;
   saved.index_fits = header.lookups == LookupFingerprint();
+  if (saved.status.ok()) saved.status = ReadPostings(**file, header, saved);
   if (!saved.status.ok()) {
     core_.columns().Abandon(saved.columns);
     core_.columns().Abandon(saved.postings);
@@ -111,15 +111,21 @@ absl::Status SavedContexts::ReadColumns(CheckedFileReader& file, const Header& h
   return absl::OkStatus();
 }
 
+// Where the clusters are of no use, or find no room, they are forgotten: the tokens are all there.
 absl::Status SavedContexts::ReadPostings(CheckedFileReader& file, const Header& header,
                                          Saved& saved) const {
   for (uint64_t i = 0; i < header.postings; ++i) {
     ColumnKey key;
     if (absl::Status status = file.Read(key); !status.ok()) return status;
-    const absl::StatusOr<ColumnIndex> column = core_.columns().Restore(key, {}, {});
-    if (!column.ok()) return column.status();
-    saved.postings.push_back(*column);
+    if (!saved.index_fits) continue;
+    const absl::StatusOr<ColumnIndex> column = core_.columns().RestorePosting(key);
+    if (column.ok()) {
+      saved.postings.push_back(*column);
+    } else {
+      saved.index_fits = false;
+    }
   }
+  if (!saved.index_fits) core_.columns().Abandon(std::exchange(saved.postings, {}));
   return file.EndSection();
 }
 

@@ -300,6 +300,27 @@ TEST(GraphContextTest, WithoutRoomInDramAttentionIsExact) {
   EXPECT_THAT(std::string(context->BuildIndex(0).message()), HasSubstr("dram_bytes"));
 }
 
+// What was pinned for a graph that found no memory is let go, and is no part of a later one.
+TEST(GraphContextTest, AGraphThatFoundNoMemoryLeavesNothingBehind) {
+  RuntimeOptions options = Options(LookupKind::kGraph);
+  options.index_tail_tokens = 128;
+  // Less than one layer needs for 26 blocks of 2 heads, 242,688, and more than two for 10, 206,848.
+  options.index_bytes = 220000;
+  ContextRig rig(options);
+  const auto context = Filled(rig);
+  EXPECT_LT(ErrorOf(rig, *context), 1e-5) << "no room";
+  EXPECT_GT(context->Stats().index_refusals, 0u);
+  ASSERT_TRUE(context->Truncate(400).ok());
+  ASSERT_TRUE(rig.Step(*context, 1).ok());
+  EXPECT_GT(StatsOf(*context, LookupKind::kGraph).tokens, 0u) << "fewer tokens find room";
+  RuntimeOptions alone = options;
+  alone.index_bytes = 0;
+  ContextRig other(alone);
+  const auto same = Filled(other, 401);
+  // As good as a context that never had more.
+  EXPECT_LT(ErrorOf(rig, *context), 1.5 * ErrorOf(other, *same));
+}
+
 TEST(GraphContextTest, AnIdleContextLeavesDramToOthers) {
   RuntimeOptions options = Options(LookupKind::kGraph);
   options.tiers.dram_bytes = 150 * options.BlockBytes();  // of one context and little more

@@ -15,6 +15,11 @@ std::atomic<size_t> allocations = 0;
   if (memory == nullptr) std::abort();
   return memory;
 }
+// As std::stable_sort asks for its memory.
+[[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
+  ++allocations;
+  return std::malloc(bytes == 0 ? 1 : bytes);
+}
 [[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
