@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "index/cluster_table.h"
+#include "index/vector_bytes.h"
 #include "xxhash.h"
 
 // A ClusterTable as bytes: a header, the matrix of the query space, and the segments one after the
@@ -34,32 +35,6 @@ uint64_t ChecksumOf(Header header, absl::Span<const std::byte> body) {
   header.checksum = 0;
   return XXH3_64bits_withSeed(body.data(), body.size(), XXH3_64bits(&header, sizeof(header)));
 }
-
-template <typename T>
-void Write(const std::vector<T>& from, std::vector<std::byte>& bytes) {
-  const auto* const begin = reinterpret_cast<const std::byte*>(from.data());
-  bytes.insert(bytes.end(), begin, begin + from.size() * sizeof(T));
-}
-
-// Takes vectors off the front of bytes.
-class Reader {
- public:
-  explicit Reader(absl::Span<const std::byte> bytes) : bytes_(bytes) {}
-
-  // False, and nothing read, if there are not so many.
-  template <typename T>
-  bool Read(size_t count, std::vector<T>& to) {
-    if (count > bytes_.size() / sizeof(T)) return false;
-    to.resize(count);
-    if (count > 0) std::memcpy(to.data(), bytes_.data(), count * sizeof(T));
-    bytes_.remove_prefix(count * sizeof(T));
-    return true;
-  }
-  bool empty() const { return bytes_.empty(); }
-
- private:
-  absl::Span<const std::byte> bytes_;
-};
 
 bool AllFinite(const std::vector<float>& numbers) {
   return std::all_of(numbers.begin(), numbers.end(), [](float x) { return std::isfinite(x); });
@@ -94,16 +69,16 @@ void ClusterTable::Save(std::vector<std::byte>& bytes) const {
   const size_t start = bytes.size();
   bytes.resize(start + sizeof(Header));
   const std::vector<float> matrix(space_.matrix().begin(), space_.matrix().end());
-  Write(matrix, bytes);
+  WriteVector(matrix, bytes);
   for (const Segment& segment : segments_) {
-    Write(std::vector<uint32_t>{static_cast<uint32_t>(segment.clusters.clusters())}, bytes);
-    Write(segment.clusters.order, bytes);
-    Write(segment.clusters.spreads, bytes);
-    Write(segment.clusters.shape, bytes);
-    Write(segment.clusters.codes, bytes);
-    Write(segment.mean, bytes);
-    Write(segment.key_means, bytes);
-    Write(segment.value_means, bytes);
+    WriteVector(std::vector<uint32_t>{static_cast<uint32_t>(segment.clusters.clusters())}, bytes);
+    WriteVector(segment.clusters.order, bytes);
+    WriteVector(segment.clusters.spreads, bytes);
+    WriteVector(segment.clusters.shape, bytes);
+    WriteVector(segment.clusters.codes, bytes);
+    WriteVector(segment.mean, bytes);
+    WriteVector(segment.key_means, bytes);
+    WriteVector(segment.value_means, bytes);
   }
   Header header;
   header.head_dim = static_cast<uint32_t>(options_.head_dim);
@@ -142,7 +117,7 @@ absl::StatusOr<ClusterTable> ClusterTable::Load(const ClusterTableOptions& optio
         options.clustering.cluster_keys, " and", options.has_values ? "" : " no", " values"));
   }
   const size_t head_dim = options.head_dim;
-  Reader reader(body);
+  VectorReader reader(body);
   std::vector<float> matrix;
   if (header.matrix_rows > head_dim || !reader.Read(header.matrix_rows * head_dim, matrix) ||
       !AllFinite(matrix)) {
