@@ -7,39 +7,18 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <random>
 #include <set>
 #include <vector>
+
+#include "tests/support/grouped_rows.h"
 
 namespace terrace {
 namespace {
 
 using ::testing::HasSubstr;
 
-constexpr size_t kHeadDim = 32;
+constexpr size_t kHeadDim = kGroupedHeadDim;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-std::vector<float> Normals(size_t count, uint64_t seed, float deviation = 1) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal(0, deviation);
-  std::vector<float> out(count);
-  for (float& element : out) element = normal(random);
-  return out;
-}
-
-// Groups of `run` neighbours around a common centre.
-std::vector<float> GroupedRows(size_t count, size_t run, float deviation, uint64_t seed) {
-  const std::vector<float> centres = Normals((count / run + 1) * kHeadDim, seed);
-  std::vector<float> rows = Normals(count * kHeadDim, seed + 1, deviation);
-  for (size_t i = 0; i < count * kHeadDim; ++i) {
-    rows[i] += centres[i / kHeadDim / run * kHeadDim + i % kHeadDim];
-  }
-  return rows;
-}
-
-KeyPanels Panels(const std::vector<float>& rows) {
-  return KeyPanels::Contiguous(rows.data(), rows.size() / kHeadDim, kHeadDim, KvDtype::kFloat32);
-}
 
 ClusterTable Table(const std::vector<float>& keys, const std::vector<float>& values,
                    const ClusterTableOptions& options = {.head_dim = kHeadDim},
