@@ -39,6 +39,8 @@ foreach(library IN ITEMS io tiers index runtime)
       PATTERN "key_graph.h" EXCLUDE
       PATTERN "key_input.h" EXCLUDE
       PATTERN "nearest_centroid.h" EXCLUDE
+      PATTERN "pinned_columns.h" EXCLUDE
+      PATTERN "prefetch.h" EXCLUDE
       PATTERN "query_metric.h" EXCLUDE
       PATTERN "unique_fd.h" EXCLUDE)
   endif()

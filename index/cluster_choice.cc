@@ -3,9 +3,17 @@
 #include "index/cluster_kernels.h"
 #include "index/cluster_table.h"
 #include "index/largest_worth.h"
+#include "index/prefetch.h"
 
 // How a ClusterTable chooses what is read.
 namespace terrace {
+namespace {
+
+// Clusters lie apart, where the processor does not see them coming: so many ahead are asked for.
+constexpr size_t kPrefetched = 16;
+
+}  // namespace
+
 void ClusterTable::Rank(ClusterScores& scores, const ClusterBudget& budget,
                         std::vector<uint32_t>& chosen) const {
   const size_t count = clusters();
@@ -71,6 +79,26 @@ void ClusterTable::RankKeys(ClusterScores& scores, const ClusterBudget& budget,
     }
   }
   if (budget.min_share > 0) DropSmall(scores, budget.min_share, chosen);
+}
+
+void ClusterTable::ListKeys(const KeyChoice& choice, std::vector<uint32_t>& keys) const {
+  const size_t size = cluster_keys();
+  size_t i = 0;
+  for (const Segment& segment : segments_) {
+    const size_t end = segment.first_cluster + segment.clusters.clusters();
+    for (; i < choice.clusters.size() && choice.clusters[i] < end; ++i) {
+      const size_t ahead = i + kPrefetched;
+      if (ahead < choice.clusters.size() && choice.clusters[ahead] < end) {
+        PrefetchBytes(
+            segment.clusters.members(choice.clusters[ahead] - segment.first_cluster).data(),
+            size * sizeof(uint16_t));
+      }
+      const auto offsets = segment.clusters.members(choice.clusters[i] - segment.first_cluster);
+      for (size_t at = choice.begins[i]; at < choice.begins[i + 1]; ++at) {
+        keys.push_back(static_cast<uint32_t>(segment.first_key + offsets[choice.places[at]]));
+      }
+    }
+  }
 }
 
 void ClusterTable::ChooseUnscanned(ClusterScores& scores, size_t count) const {

@@ -5,6 +5,7 @@
 #include "absl/container/inlined_vector.h"
 #include "index/cluster_kernels.h"
 #include "index/cluster_table.h"
+#include "index/prefetch.h"
 
 // What a ClusterTable estimates of keys that are not read.
 namespace terrace {
@@ -13,6 +14,8 @@ namespace {
 // Clusters with less than this share of the mass, the mean over the rows, have the mean value of
 // their segment for theirs: most clusters, which have next to nothing.
 constexpr float kSmallShare = 4e-6f;
+// Mean values that are added in one go, while the sums stay in registers.
+constexpr size_t kAddedAtOnce = 16;
 
 double SumOf(const float* values, size_t count) {
   // Several sums, which do not wait for each other.
@@ -44,33 +47,28 @@ void ClusterTable::Estimate(ClusterScores& scores, const KeyChoice& read, absl::
   const size_t size = cluster_keys();
   const size_t known = scores.scanned.size() * size;
   scores.rest = scores.masses;
+  absl::InlinedVector<float, 16> rests(scores.rows);
+  absl::InlinedVector<float, 128> unread(size);  // 1 where a key is not read
+  auto scanned = scores.scanned.begin();
   for (size_t i = 0; i < read.clusters.size(); ++i) {
     const uint32_t cluster = read.clusters[i];
     const absl::Span<const uint16_t> places =
         absl::MakeConstSpan(read.places)
             .subspan(read.begins[i], read.begins[i + 1] - read.begins[i]);
-    const auto at = std::lower_bound(scores.scanned.begin(), scores.scanned.end(), cluster);
-    const bool is_known = at != scores.scanned.end() && *at == cluster;
+    while (scanned != scores.scanned.end() && *scanned < cluster) ++scanned;
+    const bool is_known = scanned != scores.scanned.end() && *scanned == cluster;
+    if (is_known) {
+      // Sums of what is left, since differences would leave rounding.
+      std::fill(unread.begin(), unread.end(), 1.0f);
+      for (const uint16_t place : places) unread[place] = 0;
+      const auto first = static_cast<size_t>(scanned - scores.scanned.begin()) * size;
+      WeightedSums(scores.key_masses.data() + first, known, scores.rows, unread.data(), size,
+                   rests.data());
+    }
+    const float share = static_cast<float>(size - places.size()) / static_cast<float>(size);
     for (size_t row = 0; row < scores.rows; ++row) {
       float& rest = scores.rest[row * clusters() + cluster];
-      if (places.size() == size) {
-        rest = 0;
-      } else if (!is_known) {
-        rest *= static_cast<float>(size - places.size()) / static_cast<float>(size);
-      } else {
-        // Sums of what is left, since differences would leave rounding.
-        const float* const masses = scores.key_masses.data() + row * known +
-                                    static_cast<size_t>(at - scores.scanned.begin()) * size;
-        rest = 0;
-        size_t next = 0;
-        for (size_t place = 0; place < size; ++place) {
-          if (next < places.size() && places[next] == place) {
-            ++next;
-          } else {
-            rest += masses[place];
-          }
-        }
-      }
+      rest = is_known ? rests[row] : rest * share;
     }
   }
   EstimateRest(scores, out, lse);
@@ -85,8 +83,17 @@ void ClusterTable::EstimateRest(ClusterScores& scores, absl::Span<float> out,
   const float small = kSmallShare * static_cast<float>(rows);
   absl::InlinedVector<double, 16> masses(rows, 0.0);
   absl::InlinedVector<double, 16> others(rows, 0.0);  // of small clusters
-  absl::InlinedVector<float, 16> factors(rows, 0.0f);
+  const int8_t* vectors[kAddedAtOnce];
+  absl::InlinedVector<float, kAddedAtOnce * 16> factors(kAddedAtOnce * rows, 0.0f);
+  size_t added = 0;
   scores.sums.assign(rows * padded, 0.0f);
+  scores.taken.resize(count + kNumbersRoom);
+  const size_t end = NumbersFrom(scores.worth.data(), count, small, scores.taken.data());
+  size_t large = 0;
+  const auto add = [&] {
+    AddScaled(vectors, added, factors.data(), rows, padded, scores.sums.data());
+    added = 0;
+  };
   for (const Segment& segment : segments_) {
     const size_t segment_clusters = segment.clusters.clusters();
     const SummaryLayout layout = Layout(segment_clusters);
@@ -96,16 +103,19 @@ void ClusterTable::EstimateRest(ClusterScores& scores, absl::Span<float> out,
           SumOf(scores.rest.data() + row * count + segment.first_cluster, segment_clusters);
       masses[row] += others[row];
     }
-    for (size_t place = 0; place < segment_clusters; ++place) {
-      const size_t cluster = segment.first_cluster + place;
-      if (scores.worth[cluster] < small) continue;
+    for (; large < end && scores.taken[large] < segment.first_cluster + segment_clusters; ++large) {
+      const size_t cluster = scores.taken[large];
+      const size_t place = cluster - segment.first_cluster;
+      const float scale = layout.scales(means)[place];
       for (size_t row = 0; row < rows; ++row) {
         const float mass = scores.rest[row * count + cluster];
         others[row] -= double{mass};
-        factors[row] = mass * layout.scales(means)[place];
+        factors[added * rows + row] = mass * scale;
       }
-      AddScaled(layout.vectors(means) + place * padded, factors.data(), rows, padded,
-                scores.sums.data());
+      vectors[added] = layout.vectors(means) + place * padded;
+      // They lie apart, and arrive while others are listed.
+      PrefetchBytes(vectors[added], padded);
+      if (++added == kAddedAtOnce) add();
     }
     for (size_t row = 0; row < rows; ++row) {
       // What rounding leaves of nothing may be below zero.
@@ -114,6 +124,7 @@ void ClusterTable::EstimateRest(ClusterScores& scores, absl::Span<float> out,
       for (size_t d = 0; d < head_dim; ++d) sums[d] += mass * segment.mean_value[d];
     }
   }
+  add();
   for (size_t row = 0; row < rows; ++row) {
     const bool any = masses[row] > 0;
     lse[row] = any ? scores.shifts[row] + static_cast<float>(std::log(masses[row]))

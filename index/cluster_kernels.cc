@@ -136,6 +136,22 @@ void SumEach(const float* HWY_RESTRICT masses, size_t groups, size_t size,
   }
 }
 
+void SumWeighted(const float* masses, size_t stride, size_t rows, const float* HWY_RESTRICT weights,
+                 size_t count, float* HWY_RESTRICT sums) {
+  const FloatTag floats;
+  for (size_t row = 0; row < rows; ++row) {
+    const float* const at = masses + row * stride;
+    auto sum = hn::Zero(floats);
+    size_t i = 0;
+    for (; i + hn::Lanes(floats) <= count; i += hn::Lanes(floats)) {
+      sum = hn::MulAdd(hn::LoadU(floats, weights + i), hn::LoadU(floats, at + i), sum);
+    }
+    float total = hn::GetLane(hn::SumOfLanes(floats, sum));
+    for (; i < count; ++i) total += weights[i] * at[i];
+    sums[row] = total;
+  }
+}
+
 void AddFloats(const float* HWY_RESTRICT from, size_t count, float factor,
                float* HWY_RESTRICT sums) {
   const FloatTag floats;
@@ -157,8 +173,10 @@ size_t Numbers(const float* HWY_RESTRICT masses, size_t count, float least,
   size_t i = 0;
   for (; i + hn::Lanes(floats) <= count; i += hn::Lanes(floats)) {
     const auto taken = hn::RebindMask(ints, hn::Ge(hn::LoadU(floats, masses + i), limit));
-    found +=
-        hn::CompressStore(hn::Iota(ints, static_cast<uint32_t>(i)), taken, ints, numbers + found);
+    // Stored as a whole: some processors take long to store a part of a vector. There is room.
+    hn::StoreU(hn::Compress(hn::Iota(ints, static_cast<uint32_t>(i)), taken), ints,
+               numbers + found);
+    found += hn::CountTrue(ints, taken);
   }
   for (; i < count; ++i) {
     if (masses[i] >= least) numbers[found++] = static_cast<uint32_t>(i);
@@ -168,6 +186,27 @@ size_t Numbers(const float* HWY_RESTRICT masses, size_t count, float least,
 
 constexpr size_t kPlaces = 16;  // of a group
 
+// The sums of the products of the bytes of each lane: those of `codes` have no sign.
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_SSSE3
+template <size_t kLanes>
+hn::Vec128<int16_t, kLanes> MulBytePairs(hn::Vec128<int16_t, kLanes> codes,
+                                         hn::Vec128<int16_t, kLanes> steps) {
+  return hn::Vec128<int16_t, kLanes>{_mm_maddubs_epi16(codes.raw, steps.raw)};
+}
+#if HWY_TARGET <= HWY_AVX2
+hn::Vec256<int16_t> MulBytePairs(hn::Vec256<int16_t> codes, hn::Vec256<int16_t> steps) {
+  return hn::Vec256<int16_t>{_mm256_maddubs_epi16(codes.raw, steps.raw)};
+}
+#endif
+#else
+hn::Vec<ShortTag> MulBytePairs(hn::Vec<ShortTag> codes, hn::Vec<ShortTag> steps) {
+  const ShortTag shorts;
+  const auto low =
+      hn::Mul(hn::And(codes, hn::Set(shorts, 0xff)), hn::ShiftRight<8>(hn::ShiftLeft<8>(steps)));
+  return hn::Add(low, hn::Mul(hn::ShiftRight<8>(codes), hn::ShiftRight<8>(steps)));
+}
+#endif
+
 // Of one group and kRows rows.
 template <int kBits, size_t kRows>
 void ScoreGroup(const CodeProducts& products, size_t first_row, const uint16_t* HWY_RESTRICT codes,
@@ -175,21 +214,21 @@ void ScoreGroup(const CodeProducts& products, size_t first_row, const uint16_t* 
   const WordTag words;
   const ShortTag shorts;
   const FloatTag floats;
-  constexpr size_t kCodes = 16 / kBits;
-  const size_t dimensions = products.words * kCodes;
-  const int16_t* const steps = products.steps + first_row * dimensions;
-  const auto mask = hn::Set(words, (1 << kBits) - 1);
+  constexpr size_t kPairs = 8 / kBits;
+  const size_t row_steps = products.words * kPairs;
+  const int16_t* const steps = products.steps + first_row * row_steps;
+  const auto mask = hn::Set(words, ((1 << kBits) - 1) * 0x101);
   HWY_ALIGN int16_t all[kRows * kPlaces];
   for (size_t lane = 0; lane < kPlaces; lane += hn::Lanes(words)) {
     hn::Vec<ShortTag> sums[kRows];
     for (size_t r = 0; r < kRows; ++r) sums[r] = hn::Zero(shorts);
     for (size_t word = 0; word < products.words; ++word) {
       auto rest = hn::LoadU(words, codes + word * kPlaces + lane);
-      for (size_t i = 0; i < kCodes; ++i) {
-        const auto code = hn::BitCast(shorts, hn::And(rest, mask));
+      for (size_t i = 0; i < kPairs; ++i) {
+        const auto pair = hn::BitCast(shorts, hn::And(rest, mask));
         for (size_t r = 0; r < kRows; ++r) {
-          const auto step = hn::Set(shorts, steps[r * dimensions + word * kCodes + i]);
-          sums[r] = hn::Add(sums[r], hn::Mul(code, step));
+          const auto step = hn::Set(shorts, steps[r * row_steps + word * kPairs + i]);
+          sums[r] = hn::Add(sums[r], MulBytePairs(pair, step));
         }
         rest = hn::ShiftRight<kBits>(rest);
       }
@@ -228,17 +267,33 @@ void ScoreAllCodes(const CodeProducts& products, const uint16_t* codes, size_t g
   }
 }
 
-void Add(const int8_t* HWY_RESTRICT vector, const float* HWY_RESTRICT factors, size_t rows,
-         size_t dimensions, float* HWY_RESTRICT sums) {
+// Of kRows rows, `stride` apart in `factors` and `dimensions` in `sums`.
+template <size_t kRows>
+void AddRows(const int8_t* const* vectors, size_t count, const float* HWY_RESTRICT factors,
+             size_t stride, size_t dimensions, float* HWY_RESTRICT sums) {
   const FloatTag floats;
   for (size_t d = 0; d < dimensions; d += hn::Lanes(floats)) {
-    const auto elements =
-        hn::ConvertTo(floats, hn::PromoteTo(IntTag(), hn::LoadU(ByteTag(), vector + d)));
-    for (size_t row = 0; row < rows; ++row) {
-      float* const sum = sums + row * dimensions + d;
-      hn::StoreU(hn::MulAdd(hn::Set(floats, factors[row]), elements, hn::LoadU(floats, sum)),
-                 floats, sum);
+    hn::Vec<FloatTag> sum[kRows];
+    for (size_t r = 0; r < kRows; ++r) sum[r] = hn::LoadU(floats, sums + r * dimensions + d);
+    for (size_t i = 0; i < count; ++i) {
+      const auto elements =
+          hn::ConvertTo(floats, hn::PromoteTo(IntTag(), hn::LoadU(ByteTag(), vectors[i] + d)));
+      for (size_t r = 0; r < kRows; ++r) {
+        sum[r] = hn::MulAdd(hn::Set(floats, factors[i * stride + r]), elements, sum[r]);
+      }
     }
+    for (size_t r = 0; r < kRows; ++r) hn::StoreU(sum[r], floats, sums + r * dimensions + d);
+  }
+}
+
+void Add(const int8_t* const* vectors, size_t count, const float* factors, size_t rows,
+         size_t dimensions, float* sums) {
+  size_t row = 0;
+  for (; row + 4 <= rows; row += 4) {
+    AddRows<4>(vectors, count, factors + row, rows, dimensions, sums + row * dimensions);
+  }
+  for (; row < rows; ++row) {
+    AddRows<1>(vectors, count, factors + row, rows, dimensions, sums + row * dimensions);
   }
 }
 
@@ -256,6 +311,7 @@ HWY_EXPORT(Weigh);
 HWY_EXPORT(Largest);
 HWY_EXPORT(Scale);
 HWY_EXPORT(SumEach);
+HWY_EXPORT(SumWeighted);
 HWY_EXPORT(AddFloats);
 HWY_EXPORT(Numbers);
 HWY_EXPORT(ScoreAllCodes);
@@ -284,6 +340,11 @@ void SumGroups(const float* masses, size_t groups, size_t size, float* sums) {
   HWY_DYNAMIC_DISPATCH(SumEach)(masses, groups, size, sums);
 }
 
+void WeightedSums(const float* masses, size_t stride, size_t rows, const float* weights,
+                  size_t count, float* sums) {
+  HWY_DYNAMIC_DISPATCH(SumWeighted)(masses, stride, rows, weights, count, sums);
+}
+
 void AddShares(const float* masses, size_t count, float factor, float* shares) {
   HWY_DYNAMIC_DISPATCH(AddFloats)(masses, count, factor, shares);
 }
@@ -297,9 +358,9 @@ void ScoreCodes(const CodeProducts& products, const uint16_t* codes, size_t grou
   HWY_DYNAMIC_DISPATCH(ScoreAllCodes)(products, codes, groups, stride, logits);
 }
 
-void AddScaled(const int8_t* vector, const float* factors, size_t rows, size_t dimensions,
-               float* sums) {
-  HWY_DYNAMIC_DISPATCH(Add)(vector, factors, rows, dimensions, sums);
+void AddScaled(const int8_t* const* vectors, size_t count, const float* factors, size_t rows,
+               size_t dimensions, float* sums) {
+  HWY_DYNAMIC_DISPATCH(Add)(vectors, count, factors, rows, dimensions, sums);
 }
 
 }  // namespace terrace

@@ -34,11 +34,15 @@ float LargestLogit(const float* logits, size_t count);
 double ScaleMasses(float* masses, size_t count, float factor);
 // sums[i] = the sum of masses[i * size] to masses[(i + 1) * size - 1].
 void SumGroups(const float* masses, size_t groups, size_t size, float* sums);
+// sums[row] = the sum of weights[i] * masses[row * stride + i] for i below `count`.
+void WeightedSums(const float* masses, size_t stride, size_t rows, const float* weights,
+                  size_t count, float* sums);
 // shares[i] += factor * masses[i] for i below `count`.
 void AddShares(const float* masses, size_t count, float factor, float* shares);
 
 // Writes the numbers of those of `count` masses that are `least` or more, ascending, and returns
-// how many there are. `numbers` is [count + 16].
+// how many there are. `numbers` is [count + kNumbersRoom].
+inline constexpr size_t kNumbersRoom = 16;
 size_t NumbersFrom(const float* masses, size_t count, float least, uint32_t* numbers);
 
 // What ScoreCodes multiplies codes with, and how residual_codes.h lays them out.
@@ -46,7 +50,9 @@ struct CodeProducts {
   size_t bits = 4;   // of a code, 4 or 2
   size_t words = 0;  // of 16 / bits codes
   size_t rows = 0;
-  const int16_t* steps = nullptr;  // [rows, words * 16 / bits]
+  // [rows, words, 8 / bits]: the steps of two codes of a word, from -127 to 127: that of the i-th
+  // in the low byte, and that of the (i + 8 / bits)-th in the high one.
+  const int16_t* steps = nullptr;
   const float* bases = nullptr;    // [rows]
   const float* factors = nullptr;  // [rows]
 };
@@ -56,9 +62,10 @@ struct CodeProducts {
 void ScoreCodes(const CodeProducts& products, const uint16_t* codes, size_t groups, size_t stride,
                 float* logits);
 
-// sums[row, d] += factors[row] * vector[d] for `rows` rows of `dimensions`, a multiple of 16.
-void AddScaled(const int8_t* vector, const float* factors, size_t rows, size_t dimensions,
-               float* sums);
+// sums[row, d] += the sum over i below `count` of factors[i, row] * vectors[i][d], for `rows` rows
+// of `dimensions`, a multiple of 16.
+void AddScaled(const int8_t* const* vectors, size_t count, const float* factors, size_t rows,
+               size_t dimensions, float* sums);
 
 }  // namespace terrace
 

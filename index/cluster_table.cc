@@ -168,11 +168,15 @@ void ClusterTable::Take(Segment segment) {
   segments_.push_back(std::move(segment));
 }
 
+size_t ClusterTable::WholeSegments(size_t keys) const {
+  size_t whole = keys_;
+  for (auto segment = segments_.rbegin(); whole > keys; ++segment) whole = segment->first_key;
+  return whole;
+}
+
 void ClusterTable::Truncate(size_t keys) {
-  while (keys_ > keys) {
-    keys_ = segments_.back().first_key;
-    segments_.pop_back();
-  }
+  keys_ = WholeSegments(keys);
+  while (!segments_.empty() && segments_.back().first_key >= keys_) segments_.pop_back();
 }
 
 const ClusterTable::Segment& ClusterTable::SegmentOf(size_t cluster) const {

@@ -105,6 +105,8 @@ class ClusterTable {
   // naming the first, for keys or values that are not finite; then nothing was added.
   absl::Status Add(const KeyPanels& keys, const KeyPanels* values, size_t end, ComputePool& pool);
 
+  // The most keys, at most `keys`, that the first segments have.
+  size_t WholeSegments(size_t keys) const;
   // Forgets the segments that reach beyond the first `keys` keys; keys() says what is left.
   void Truncate(size_t keys);
 
@@ -134,6 +136,8 @@ class ClusterTable {
     absl::Span<const uint16_t> offsets;
   };
   Members members(size_t cluster) const;
+  // Appends the keys of a choice to `keys`, cluster by cluster.
+  void ListKeys(const KeyChoice& choice, std::vector<uint32_t>& keys) const;
 
   size_t keys() const { return keys_; }
   size_t clusters() const { return keys_ / cluster_keys(); }

@@ -4,8 +4,8 @@
 #include <limits>
 
 #include "absl/container/inlined_vector.h"
-#include "hwy/cache_control.h"
 #include "index/key_scores.h"
+#include "index/prefetch.h"
 
 namespace terrace {
 namespace {
@@ -13,14 +13,7 @@ namespace {
 // Rows that are searched for side by side: while the keys of one come in from memory, the others'
 // are scored.
 constexpr size_t kRowsAtOnce = 4;
-constexpr size_t kLineBytes = 64;
 constexpr size_t kTailRun = 256;
-
-void PrefetchBytes(const void* from, size_t bytes) {
-  for (size_t i = 0; i < bytes; i += kLineBytes) {
-    hwy::Prefetch(static_cast<const std::byte*>(from) + i);
-  }
-}
 
 class RowSearch {
  public:

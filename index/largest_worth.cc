@@ -54,8 +54,7 @@ WorthCut::WorthCut(absl::Span<const float> worth, size_t most, std::vector<float
 }
 
 void WorthCut::Collect(absl::Span<const float> worth, std::vector<uint32_t>& taken) const {
-  constexpr size_t kRoom = 16;  // that NumbersFrom needs
-  taken.resize(worth.size() + kRoom);
+  taken.resize(worth.size() + kNumbersRoom);
   taken.resize(NumbersFrom(worth.data(), worth.size(), least_, taken.data()));
   if (taken.size() == count_) return;
   size_t ties = ties_;

@@ -49,7 +49,8 @@ void ResidualQueries::Set(const ResidualShape& shape, absl::Span<const uint16_t>
                           absl::Span<const float> spread_shape, absl::Span<const float> represented,
                           size_t rows) {
   shape_ = shape;
-  steps_.assign(rows * shape.dimensions, int16_t{0});
+  const size_t pairs = 8 / shape.bits;  // of a word
+  steps_.assign(rows * shape.words() * pairs, int16_t{0});
   scales_.assign(rows, 0.0f);
   biases_.assign(rows, 0.0f);
   at_zero_.resize(rows);
@@ -66,15 +67,24 @@ void ResidualQueries::Set(const ResidualShape& shape, absl::Span<const uint16_t>
   }
   for (size_t row = 0; row < rows; ++row) {
     float sum = 0;
-    for (size_t i = 0; i < dimensions.size(); ++i) sum += std::abs(weights_[i * rows + row]);
-    const float scale = sum / room;
+    float largest = 0;
+    for (size_t i = 0; i < dimensions.size(); ++i) {
+      const float weight = std::abs(weights_[i * rows + row]);
+      sum += weight;
+      largest = std::max(largest, weight);
+    }
+    const float scale = std::max(sum / room, largest / 127);
     if (!(scale > 0) || !std::isfinite(scale)) continue;
     scales_[row] = scale;
     const float per_scale = 1 / scale;
     float steps = 0;
     for (size_t i = 0; i < dimensions.size(); ++i) {
-      const float rounded = std::nearbyint(weights_[i * rows + row] * per_scale);
-      steps_[row * shape.dimensions + i] = static_cast<int16_t>(rounded);
+      const float rounded =
+          std::clamp(std::nearbyint(weights_[i * rows + row] * per_scale), -127.0f, 127.0f);
+      const auto byte = static_cast<uint8_t>(static_cast<int8_t>(rounded));
+      const size_t in_word = i % (2 * pairs);
+      int16_t& pair = steps_[(row * shape.words() + i / (2 * pairs)) * pairs + in_word % pairs];
+      pair = static_cast<int16_t>(pair | (in_word < pairs ? byte : byte << 8));
       steps += rounded;
     }
     biases_[row] = -0.5f * largest_code * steps * scale;

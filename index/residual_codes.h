@@ -46,8 +46,8 @@ void EncodeResidual(const ResidualShape& shape, absl::Span<const uint16_t> dimen
                     absl::Span<const float> spread_shape, float spread, const float* residual,
                     size_t place, uint16_t* codes);
 
-// The queries of a group for the codes of one segment, in integers of which no sum over the codes
-// of a place overflows 16 bits. Used again, it allocates only where it grows. Thread-compatible.
+// The queries of a group for the codes of one segment, in bytes of which no sum over the codes of a
+// place overflows 16 bits. Used again, it allocates only where it grows. Thread-compatible.
 class ResidualQueries {
  public:
   // `represented` is [space dimensions, rows], as QuerySpace::Represent makes it.
@@ -61,7 +61,7 @@ class ResidualQueries {
 
  private:
   ResidualShape shape_;
-  std::vector<int16_t> steps_;  // [rows, shape_.dimensions]
+  std::vector<int16_t> steps_;  // [rows, shape_.words(), 8 / bits], as CodeProducts has them
   std::vector<float> scales_;   // [rows], of a step, for a deviation of 1
   std::vector<float> biases_;   // [rows], what a code of 0 adds, for a deviation of 1
   std::vector<float> weights_;  // [dimensions, rows], scratch: steps_ before they are rounded

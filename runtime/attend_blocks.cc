@@ -228,7 +228,7 @@ void AttendPass::PrefetchNextLayer() {
   if (core_.options().tiers.nvme_bytes == 0 || next == layer_) return;
   const size_t blocks = context_->SealedColumns(next).size();
   const ClusterLookup* const lookup = context_->index_->clusters(next);
-  const size_t clusters = lookup != nullptr ? lookup->clusters() : 0;
+  const size_t clusters = lookup != nullptr ? lookup->columns() : 0;
   hints_.clear();
   for (const FarBlock& block : context_->last_blocks_[next]) {
     if (block.column < (block.is_cluster ? clusters : blocks)) hints_.push_back(IdOf(block, next));

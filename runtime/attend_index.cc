@@ -68,7 +68,8 @@ void AttendPass::LookupInIndex(size_t kv_head) {
     }
     return;
   }
-  const ClusterTable& table = context_->index_->clusters(layer_)->table(kv_head);
+  const ClusterLookup& clusters = *context_->index_->clusters(layer_);
+  const ClusterTable& table = clusters.table(kv_head);
   const float scale = 1 / std::sqrt(static_cast<float>(core_.shape().head_dim));
   head.sample.resize(head.local.size());
   std::transform(head.local.begin(), head.local.end(), head.sample.begin(),
@@ -77,6 +78,11 @@ void AttendPass::LookupInIndex(size_t kv_head) {
   const auto keys = static_cast<size_t>(budget);
   table.Score(head.sample, head.cluster_scores,
               std::max(kScannedOfChosen * (keys / table.cluster_keys()), kMinScanned));
+  if (clusters.reads_tokens()) {
+    table.RankKeys(head.cluster_scores, {.keys = keys}, head.key_choice);
+    table.ListKeys(head.key_choice, head.tokens);
+    return;
+  }
   table.Rank(head.cluster_scores, {.keys = keys}, head.chosen);
   std::sort(head.chosen.begin(), head.chosen.end());
 }
@@ -93,7 +99,8 @@ void AttendPass::AttendTokens() {
     Head& head = heads_[kv_head];
     if (head.tokens.empty()) return;
     head.rows.resize(2 * head.tokens.size() * row);
-    index.graphs(layer_)->Gather(kv_head, head.tokens, head.rows.data());
+    index.tokens(layer_, kv_head)
+        ->Gather(kv_head, head.tokens, 0, head.tokens.size(), head.rows.data());
   });
   jobs_.clear();
   for (Head& head : heads_) {
@@ -126,9 +133,15 @@ void AttendPass::EstimateClusters() {
   core_.compute().ForEach(heads_.size(), [&](size_t kv_head, size_t) {
     Head& head = heads_[kv_head];
     if (head.policy->kind() != LookupKind::kCluster || head.indexed <= 1) return;
-    const ClusterTable& table = index.clusters(layer_)->table(kv_head);
-    table.Estimate(head.cluster_scores, head.read, absl::MakeSpan(head.part_out),
-                   absl::MakeSpan(head.part_lse));
+    const ClusterLookup& clusters = *index.clusters(layer_);
+    const ClusterTable& table = clusters.table(kv_head);
+    const absl::Span<float> out = absl::MakeSpan(head.part_out);
+    const absl::Span<float> lse = absl::MakeSpan(head.part_lse);
+    if (clusters.reads_tokens()) {
+      table.Estimate(head.cluster_scores, head.key_choice, out, lse);
+    } else {
+      table.Estimate(head.cluster_scores, head.read, out, lse);
+    }
     MergePartials(core_.shape().head_dim, head.part_out, head.part_lse, absl::MakeSpan(head.out),
                   absl::MakeSpan(head.lse));
     for (size_t i = 0; i < rows_; ++i) {

@@ -83,6 +83,7 @@ class AttendPass {
     std::vector<uint32_t> tokens;  // that it attends to, ascending, as GraphLookup numbers them
     std::vector<std::byte> rows;   // their keys, [tokens, head_dim], and values
     ClusterScores cluster_scores;
+    KeyChoice key_choice;              // single keys of clusters
     std::vector<uint32_t> read;        // clusters that it attended to
     std::vector<AttentionPart> parts;  // of the job at hand
     LookupStats stats;                 // of this call

@@ -11,21 +11,25 @@ namespace {
 
 // An index can wait until there is room, so that no step waits for it long.
 constexpr absl::Duration kPatience = absl::Seconds(1);
+// Of a cluster, where it need not be a block.
+constexpr size_t kClusterTokens = 16;
 
 }  // namespace
 
 ClusterLookup::ClusterLookup(RuntimeCore& core, size_t layer)
-    : core_(core), layer_(layer), tables_(core.shape().kv_heads) {
-  for (size_t head = 0; head < tables_.size(); ++head) {
-    if (core.policy(layer, head).kind() == LookupKind::kCluster) heads_.push_back(head);
-  }
+    : core_(core),
+      layer_(layer),
+      heads_(core.HeadsOf(layer, LookupKind::kCluster)),
+      tables_(core.shape().kv_heads) {
+  if (core.options().tiers.nvme_bytes == 0) pinned_.emplace(core, layer, heads_);
 }
 
 ClusterLookup::ClusterLookup(const ClusterLookup& other)
     : core_(other.core_),
       layer_(other.layer_),
-      clusters_(other.clusters_),
+      columns_(other.columns_),
       heads_(other.heads_),
+      pinned_(other.pinned_),
       tables_(other.tables_) {
   // A copy that finds no room starts empty, and Extend reports it.
   if (!Account().ok()) Truncate(0);
@@ -50,26 +54,29 @@ absl::Status ClusterLookup::Account() {
 }
 
 ClusterTableOptions ClusterLookup::TableOptions() const {
-  return {.head_dim = core_.shape().head_dim, .clustering = {.cluster_keys = core_.block_tokens()}};
+  const size_t block = core_.block_tokens();
+  const bool as_blocks = !reads_tokens() || block % kClusterTokens != 0;
+  return {.head_dim = core_.shape().head_dim,
+          .clustering = {.cluster_keys = as_blocks ? block : kClusterTokens}};
 }
 
-absl::Status ClusterLookup::Load(absl::Span<const std::vector<std::byte>> heads, size_t clusters) {
+absl::Status ClusterLookup::Load(absl::Span<const std::vector<std::byte>> heads, size_t columns) {
   Truncate(0);
   absl::Status status;
-  for (size_t i = 0; i < heads_.size() && status.ok() && clusters > 0; ++i) {
+  for (size_t i = 0; i < heads_.size() && status.ok() && columns > 0; ++i) {
     absl::StatusOr<ClusterTable> table = ClusterTable::Load(TableOptions(), heads[i]);
     status = table.status();
     if (!status.ok()) break;
-    if (table->clusters() != clusters || table->keys() != clusters * core_.block_tokens()) {
-      status = absl::DataLossError(
-          absl::StrCat("a saved table has ", table->clusters(), " clusters, not ", clusters));
+    if (table->keys() != columns * core_.block_tokens()) {
+      status = absl::DataLossError(absl::StrCat("a saved table has ", table->keys(), " keys, not ",
+                                                columns * core_.block_tokens()));
       break;
     }
     tables_[heads_[i]].emplace(*std::move(table));
   }
   if (status.ok()) status = Account();
   if (status.ok()) {
-    clusters_ = clusters;
+    columns_ = columns;
   } else {
     Truncate(0);
   }
@@ -79,22 +86,65 @@ absl::Status ClusterLookup::Load(absl::Span<const std::vector<std::byte>> heads,
 absl::Status ClusterLookup::Extend(absl::Span<const ColumnIndex> columns, size_t end,
                                    absl::Span<const QuerySamples> samples,
                                    std::vector<ColumnIndex>& postings) {
+  if (reads_tokens()) return ExtendPinned(columns, end, samples);
   // A segment of a head is in DRAM while it is clustered.
   const size_t room = core_.UnpinnedBlocks() * 3 / 4;
   const size_t most =
       std::clamp<size_t>(std::min(kSegmentKeys / core_.block_tokens(), room), 1, kSegmentKeys);
   while (end_column() < end) {
     const size_t count = std::min(most, end - end_column());
-    while (postings.size() < clusters_ + count) {
+    while (postings.size() < columns_ + count) {
       const auto column = core_.columns().BeginPosting(core_.NewKey());
       if (!column.ok()) return column.status();
       postings.push_back(*column);
     }
-    const absl::Status status = AddSegment(columns, count, samples,
-                                           absl::MakeConstSpan(postings).subspan(clusters_, count));
+    const absl::Status status =
+        AddSegment(columns, count, samples, absl::MakeConstSpan(postings).subspan(columns_, count));
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
+}
+
+absl::Status ClusterLookup::ExtendPinned(absl::Span<const ColumnIndex> columns, size_t end,
+                                         absl::Span<const QuerySamples> samples) {
+  const size_t before = columns_;
+  const size_t pinned_before = pinned_->columns();
+  if (absl::Status status = pinned_->Extend(columns, std::max(end, 1 + columns_)); !status.ok()) {
+    return status;
+  }
+  if (end <= 1 + columns_) return absl::OkStatus();
+  const size_t end_key = (end - 1) * core_.block_tokens();
+  std::vector<absl::Status> statuses(heads_.size());
+  core_.compute().ForEach(heads_.size(), [&](size_t i, size_t) {
+    const size_t kv_head = heads_[i];
+    statuses[i] = AddKeys(kv_head, pinned_->Keys(kv_head), pinned_->Values(kv_head), end_key,
+                          samples[kv_head]);
+  });
+  absl::Status status;
+  for (const absl::Status& of_head : statuses) status.Update(of_head);
+  columns_ = end - 1;
+  if (status.ok()) status = Account();
+  if (status.ok()) return status;
+  Truncate(before);
+  pinned_->Truncate(std::max(pinned_before, before));
+  return absl::Status(
+      status.code(),
+      absl::StrCat("layer ", layer_, ": clusters of tokens ", end_column() * core_.block_tokens(),
+                   " to ", end * core_.block_tokens(), ": ", status.message()));
+}
+
+absl::Status ClusterLookup::AddKeys(size_t kv_head, const KeyPanels& keys, const KeyPanels& values,
+                                    size_t end_key, const QuerySamples& samples) {
+  std::optional<ClusterTable>& table = tables_[kv_head];
+  if (!table.has_value()) {
+    const std::vector<float> rows = samples.Rows();
+    auto made = ClusterTable::Create(
+        TableOptions(), rows.empty() ? QuerySpace(core_.shape().head_dim) : QuerySpace(rows, keys));
+    if (!made.ok()) return made.status();
+    table.emplace(*std::move(made));
+  }
+  ComputePool alone(1);  // heads are divided among the threads already
+  return table->Add(keys, &values, end_key, alone);
 }
 
 absl::Status ClusterLookup::AddSegment(absl::Span<const ColumnIndex> columns, size_t count,
@@ -110,8 +160,8 @@ absl::Status ClusterLookup::AddSegment(absl::Span<const ColumnIndex> columns, si
     status = Cluster(heads, columns, count, samples, blocks);
     if (status.ok()) status = PutBlocks(heads, postings, blocks);
   }
-  const size_t before = clusters_;
-  clusters_ += count;
+  const size_t before = columns_;
+  columns_ += count;
   if (status.ok()) status = Account();
   if (status.ok()) return status;
   // The next try may cut the segments otherwise, and a block keeps the bytes that it was put with.
@@ -135,7 +185,7 @@ absl::Status ClusterLookup::Cluster(absl::Span<const size_t> heads,
   const size_t bytes = core_.options().BlockBytes();
   const size_t head_dim = core_.shape().head_dim;
   const KvDtype dtype = core_.shape().dtype;
-  const size_t first = clusters_;  // of the panels: column 1 is panel 0
+  const size_t first = columns_;  // of the panels: column 1 is panel 0
   std::vector<BlockRead> reads;
   for (const size_t head : heads) {
     for (size_t i = 0; i < count; ++i) {
@@ -160,22 +210,13 @@ absl::Status ClusterLookup::Cluster(absl::Span<const size_t> heads,
       keys.Add(data, tokens);
       values.Add(data == nullptr ? nullptr : data + bytes / 2, tokens);
     }
-    std::optional<ClusterTable>& table = tables_[heads[job]];
-    if (!table.has_value()) {
-      const std::vector<float> rows = samples[heads[job]].Rows();
-      auto made = ClusterTable::Create(
-          TableOptions(), rows.empty() ? QuerySpace(head_dim) : QuerySpace(rows, keys));
-      statuses[job] = made.status();
-      if (!made.ok()) return;
-      table.emplace(*std::move(made));
-    }
-    ComputePool alone(1);
-    statuses[job] = table->Add(keys, &values, (first + count) * tokens, alone);
+    const size_t kv_head = heads[job];
+    statuses[job] = AddKeys(kv_head, keys, values, (first + count) * tokens, samples[kv_head]);
     if (!statuses[job].ok()) return;
     const size_t row = keys.key_bytes();
     std::byte* to = blocks.data() + job * count * bytes;
     for (size_t c = first; c < first + count; ++c, to += bytes) {
-      const ClusterTable::Members members = table->members(c);
+      const ClusterTable::Members members = table(kv_head).members(c);
       for (size_t i = 0; i < tokens; ++i) {
         const size_t key = members.first_key + members.offsets[i];
         std::memcpy(to + i * row, keys.key(key), row);
@@ -234,24 +275,29 @@ absl::Status ClusterLookup::PutAgain(size_t kv_head, size_t cluster,
   return PutBlocks(heads, {&posting, 1}, block);
 }
 
-size_t ClusterLookup::WholeSegments(size_t clusters) const {
-  if (clusters >= clusters_) return clusters_;
-  const size_t first_key = table(heads_[0]).members(clusters).first_key;
-  return first_key / core_.block_tokens();
+size_t ClusterLookup::WholeSegments(size_t columns) const {
+  if (columns >= columns_) return columns_;
+  // Segments of all heads are the same, of whole columns each.
+  return table(heads_[0]).WholeSegments(columns * core_.block_tokens()) / core_.block_tokens();
 }
 
-void ClusterLookup::Truncate(size_t clusters) {
-  clusters_ = clusters;
+void ClusterLookup::Truncate(size_t columns) {
+  columns_ = columns;
   for (const size_t head : heads_) {
     if (!tables_[head].has_value()) continue;
-    if (clusters == 0) {
+    if (columns == 0) {
       tables_[head].reset();
     } else {
-      tables_[head]->Truncate(clusters * core_.block_tokens());
+      tables_[head]->Truncate(columns * core_.block_tokens());
     }
   }
+  if (reads_tokens()) pinned_->Truncate(columns);
   // Less memory than before is always granted.
   Account().IgnoreError();
+}
+
+void ClusterLookup::Unpin() {
+  if (reads_tokens()) pinned_->Truncate(0);
 }
 
 }  // namespace terrace

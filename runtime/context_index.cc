@@ -84,6 +84,18 @@ absl::Status ContextIndex::Build(size_t layer, absl::Span<const ColumnIndex> col
   return absl::OkStatus();
 }
 
+const PinnedColumns* ContextIndex::tokens(size_t layer, size_t kv_head) const {
+  const Layer& of = layers_[layer];
+  switch (core_.policy(layer, kv_head).kind()) {
+    case LookupKind::kGraph:
+      return &of.graphs->pinned();
+    case LookupKind::kCluster:
+      return of.clusters->reads_tokens() ? &of.clusters->pinned() : nullptr;
+    default:
+      return nullptr;
+  }
+}
+
 void ContextIndex::NoteLost(size_t layer, size_t kv_head, size_t cluster) {
   layers_[layer].lost.push_back({kv_head, cluster});
 }
@@ -94,7 +106,7 @@ void ContextIndex::Repair(size_t layer, absl::Span<const ColumnIndex> columns) {
   const size_t count = std::min(of.lost.size(), kRepairs);
   for (size_t i = 0; i < count; ++i) {
     const Lost& lost = of.lost[i];
-    if (lost.cluster >= of.clusters->clusters()) continue;
+    if (lost.cluster >= of.clusters->columns()) continue;
     const absl::Status status =
         of.clusters->PutAgain(lost.kv_head, lost.cluster, columns, postings_[lost.cluster]);
     if (!status.ok()) break;
@@ -116,9 +128,10 @@ void ContextIndex::TruncateClusters(size_t keep) {
   for (bool again = true; again;) {
     again = false;
     for (Layer& layer : layers_) {
-      if (layer.clusters == nullptr || layer.clusters->clusters() <= keep) continue;
+      if (layer.clusters == nullptr || layer.clusters->columns() <= keep) continue;
       const size_t whole = layer.clusters->WholeSegments(keep);
       layer.clusters->Truncate(whole);
+      if (layer.clusters->reads_tokens()) continue;
       again |= whole < keep;
       keep = whole;
     }
@@ -133,14 +146,14 @@ void ContextIndex::TruncateClusters(size_t keep) {
 }
 
 void ContextIndex::Even() {
-  while (true) {
+  while (!postings_.empty()) {
     size_t least = postings_.size();
     for (const Layer& layer : layers_) {
-      if (layer.clusters != nullptr) least = std::min(least, layer.clusters->clusters());
+      if (layer.clusters != nullptr) least = std::min(least, layer.clusters->columns());
     }
     TruncateClusters(least);
     const bool even = std::all_of(layers_.begin(), layers_.end(), [&](const Layer& layer) {
-      return layer.clusters == nullptr || layer.clusters->clusters() == least;
+      return layer.clusters == nullptr || layer.clusters->columns() == least;
     });
     if (even) return;
   }
@@ -164,6 +177,7 @@ void ContextIndex::CopyFrom(ContextIndex& other) {
 void ContextIndex::Unpin() {
   for (Layer& layer : layers_) {
     if (layer.graphs != nullptr) layer.graphs->Unpin();
+    if (layer.clusters != nullptr) layer.clusters->Unpin();
   }
 }
 

@@ -42,6 +42,8 @@ class ContextIndex {
   // Null where no head of the layer has such a policy.
   const ClusterLookup* clusters(size_t layer) const { return layers_[layer].clusters.get(); }
   const GraphLookup* graphs(size_t layer) const { return layers_[layer].graphs.get(); }
+  // Where the tokens of a head are that its index finds one by one; null where it finds none such.
+  const PinnedColumns* tokens(size_t layer, size_t kv_head) const;
   // The block of a cluster.
   BlockId cluster_block(size_t cluster, size_t layer, size_t kv_head) const {
     return core_.columns().block(postings_[cluster], layer, kv_head);
@@ -79,8 +81,9 @@ class ContextIndex {
     size_t retry_graphs = 0;
   };
 
-  // Brings all layers to the same number of clusters, which is that of the posting columns: only
-  // those may be shared, since whoever shares them may cut later segments otherwise.
+  // Where clusters are stored, brings all layers to the same number of them, which is that of the
+  // posting columns: only those may be shared, since whoever shares them may cut later segments
+  // otherwise.
   void Even();
   // Forgets the clusters from about the `keep`-th on, so that all layers have whole segments.
   void TruncateClusters(size_t keep);

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -12,9 +11,9 @@
 #include "absl/types/span.h"
 #include "index/graph_index.h"
 #include "runtime/column_table.h"
+#include "runtime/pinned_columns.h"
 #include "runtime/query_samples.h"
 #include "runtime/runtime_core.h"
-#include "tiers/lease.h"
 
 namespace terrace {
 
@@ -43,9 +42,7 @@ class GraphLookup {
   absl::Status Extend(absl::Span<const ColumnIndex> columns, size_t end,
                       absl::Span<const QuerySamples> samples);
   // Appends what Load needs to `bytes`.
-  void Save(size_t kv_head, std::vector<std::byte>& bytes) const {
-    HeadOf(kv_head).index->Save(bytes);
-  }
+  void Save(size_t kv_head, std::vector<std::byte>& bytes) const { indexes_[kv_head]->Save(bytes); }
   // Becomes what was saved for indexed_columns() of `columns`, the keys of which Extend will bring:
   // `heads` holds the bytes of each KV head with the policy, in order. Errors as GraphIndex::Load,
   // kResourceExhausted where memory has no room; then it is empty.
@@ -54,7 +51,7 @@ class GraphLookup {
   // memory has no room for them.
   void CopyFrom(const GraphLookup& other);
   // [heads with the policy], KV heads.
-  std::vector<size_t> heads() const;
+  absl::Span<const size_t> heads() const { return pinned_.kv_heads(); }
 
   // Lets go of keys and values; Extend takes them back.
   void Unpin();
@@ -65,37 +62,19 @@ class GraphLookup {
   // REQUIRES: the head has the policy and end_column() > 1.
   absl::Status Search(size_t kv_head, absl::Span<const float> queries,
                       const KeySearchOptions& options, KeySearchResult& result) const;
-  // Copies keys and values of these tokens, [tokens, head_dim] each, values behind the keys.
-  void Gather(size_t kv_head, absl::Span<const uint32_t> tokens, std::byte* to) const;
+  // Where the tokens are.
+  const PinnedColumns& pinned() const { return pinned_; }
 
  private:
-  struct Head {
-    size_t kv_head = 0;
-    std::unique_ptr<GraphIndex> index;
-    std::vector<const std::byte*> blocks;  // of columns 1, 2, ...
-  };
-
   uint64_t GraphBytes(size_t columns) const;
-  KeyPanels Keys(const Head& head) const;
-  absl::Status Pin(absl::Span<const ColumnIndex> columns, size_t end);
-  const Head& HeadOf(size_t kv_head) const { return heads_[places_[kv_head]]; }
 
   RuntimeCore& core_;
   const size_t layer_;
   size_t columns_ = 0;  // that can be searched
-  size_t pinned_ = 0;   // columns
   size_t indexed_ = 0;  // columns that the indexes have, pinned or not
-  std::vector<Head> heads_;
-  std::vector<size_t> places_;  // [kv_heads], in heads_
-  // What this and its copies hold in DRAM.
-  struct PinnedBlocks {
-    PinnedBlocks(RuntimeCore& runtime, Lease blocks) : core(runtime), lease(std::move(blocks)) {}
-    ~PinnedBlocks() { core.GivePins(lease.size()); }
-    RuntimeCore& core;
-    const Lease lease;
-  };
-  std::vector<std::shared_ptr<const PinnedBlocks>> pinned_blocks_;
-  uint64_t accounted_bytes_ = 0;  // of the memory for indexes
+  PinnedColumns pinned_;
+  std::vector<std::unique_ptr<GraphIndex>> indexes_;  // [kv_heads], null without the policy
+  uint64_t accounted_bytes_ = 0;                      // of the memory for indexes
 };
 
 }  // namespace terrace

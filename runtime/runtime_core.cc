@@ -209,6 +209,14 @@ uint64_t RuntimeCore::index_bytes() const {
   return index_bytes_;
 }
 
+std::vector<size_t> RuntimeCore::HeadsOf(size_t layer, LookupKind kind) const {
+  std::vector<size_t> heads;
+  for (size_t head = 0; head < options_.shape.kv_heads; ++head) {
+    if (policy(layer, head).kind() == kind) heads.push_back(head);
+  }
+  return heads;
+}
+
 absl::Status RuntimeCore::TakePins(size_t blocks) {
   const size_t all = tiers_->max_fetch_blocks(Tier::kDram);
   const size_t left = std::max(all / kUnpinnedShare, kUnpinnedRows * options_.shape.kv_heads);
@@ -216,7 +224,7 @@ absl::Status RuntimeCore::TakePins(size_t blocks) {
   absl::MutexLock lock(&mu_);
   if (blocks > limit || pins_ > limit - blocks) {
     return absl::ResourceExhaustedError(absl::StrCat("tiers.dram_bytes: of ", all, " blocks, ",
-                                                     pins_, " are kept for graphs, and ", blocks,
+                                                     pins_, " are kept for indexes, and ", blocks,
                                                      " more exceed ", limit));
   }
   pins_ += blocks;

@@ -57,6 +57,8 @@ class RuntimeCore {
   const LookupPolicy& policy(size_t layer, size_t kv_head) const {
     return *policies_[layer * options_.shape.kv_heads + kv_head];
   }
+  // The KV heads of a layer that have such a policy, ascending.
+  std::vector<size_t> HeadsOf(size_t layer, LookupKind kind) const;
   // The block in which the window of a query at `position` begins, as its first token.
   int64_t WindowBegin(int64_t position) const;
   size_t block_tokens() const { return options_.tokens_per_block; }

@@ -75,18 +75,30 @@ LookupStats StatsOf(const Context& context, LookupKind kind) {
   return context.Stats().Total().lookups[static_cast<size_t>(kind)];
 }
 
-class ContextIndexTest : public testing::TestWithParam<LookupKind> {};
+// Clusters are read token by token where everything is in DRAM, and as a whole with NVMe.
+struct Case {
+  LookupKind kind;
+  bool on_nvme;
+};
+
+class ContextIndexTest : public testing::TestWithParam<Case> {
+ protected:
+  LookupKind kind() const { return GetParam().kind; }
+  RuntimeOptions CaseOptions() const {
+    return GetParam().on_nvme ? OnNvme(Options(kind())) : Options(kind());
+  }
+};
 
 TEST_P(ContextIndexTest, AttendsToLessAndComesCloserThanWithoutLookup) {
-  ContextRig rig(Options(GetParam()));
-  RuntimeOptions without = Options(GetParam());
+  ContextRig rig(CaseOptions());
+  RuntimeOptions without = CaseOptions();
   without.lookup.kind = LookupKind::kStreaming;
   ContextRig streaming(without);
   const auto context = Filled(rig);
   EXPECT_LT(ErrorOf(rig, *context), 0.5 * ErrorOf(streaming, *Filled(streaming)));
-  const LookupStats before = StatsOf(*context, GetParam());
+  const LookupStats before = StatsOf(*context, kind());
   Decode(rig, *context);
-  const LookupStats after = StatsOf(*context, GetParam());
+  const LookupStats after = StatsOf(*context, kind());
   const uint64_t tokens = 32 * (after.blocks - before.blocks) + after.tokens - before.tokens;
   const size_t heads = rig.shape().layers * rig.shape().kv_heads;
   EXPECT_GT(tokens, heads * 32);
@@ -95,7 +107,7 @@ TEST_P(ContextIndexTest, AttendsToLessAndComesCloserThanWithoutLookup) {
 }
 
 TEST_P(ContextIndexTest, ChunksOfAPromptAttendToEverything) {
-  ContextRig rig(Options(GetParam()));
+  ContextRig rig(CaseOptions());
   const auto context = Filled(rig);
   Decode(rig, *context);  // which makes the index
   ASSERT_GT(rig.runtime().Stats().index_bytes, 0u);
@@ -109,7 +121,7 @@ TEST_P(ContextIndexTest, ChunksOfAPromptAttendToEverything) {
 }
 
 TEST_P(ContextIndexTest, WhatIsTooLittleToIndexIsAttendedToExactly) {
-  RuntimeOptions options = Options(GetParam());
+  RuntimeOptions options = CaseOptions();
   options.index_tail_tokens = 4096;
   ContextRig rig(options);
   const auto context = Filled(rig);
@@ -124,7 +136,7 @@ TEST_P(ContextIndexTest, WhatIsTooLittleToIndexIsAttendedToExactly) {
 }
 
 TEST_P(ContextIndexTest, WithoutMemoryForTheIndexAttentionIsExact) {
-  RuntimeOptions options = Options(GetParam());
+  RuntimeOptions options = CaseOptions();
   options.index_bytes = 1000;
   ContextRig rig(options);
   const auto context = Filled(rig);
@@ -135,7 +147,7 @@ TEST_P(ContextIndexTest, WithoutMemoryForTheIndexAttentionIsExact) {
 }
 
 TEST_P(ContextIndexTest, AllMemoryComesBack) {
-  ContextRig rig(Options(GetParam()));
+  ContextRig rig(CaseOptions());
   for (int round = 0; round < 3; ++round) {
     auto context = Filled(rig);
     Decode(rig, *context);
@@ -150,7 +162,7 @@ TEST_P(ContextIndexTest, AllMemoryComesBack) {
 }
 
 TEST_P(ContextIndexTest, GoesOnRightAfterItWasRolledBackIntoWhatWasIndexed) {
-  ContextRig rig(Options(GetParam()));
+  ContextRig rig(CaseOptions());
   const auto context = Filled(rig);
   Decode(rig, *context);
   const double before = ErrorOf(rig, *context);
@@ -162,7 +174,7 @@ TEST_P(ContextIndexTest, GoesOnRightAfterItWasRolledBackIntoWhatWasIndexed) {
 }
 
 TEST_P(ContextIndexTest, AForkOutlivesItsOriginalAndBothGoTheirOwnWay) {
-  ContextRig rig(OnNvme(Options(GetParam())));
+  ContextRig rig(OnNvme(Options(kind())));
   auto context = Filled(rig);
   Decode(rig, *context);
   const auto fork = *context->Fork(kTokens);
@@ -178,7 +190,7 @@ TEST_P(ContextIndexTest, AForkOutlivesItsOriginalAndBothGoTheirOwnWay) {
 }
 
 TEST_P(ContextIndexTest, ASavedIndexIsUsedAndADamagedOneMadeAnew) {
-  ContextRig rig(OnNvme(Options(GetParam())));
+  ContextRig rig(OnNvme(Options(kind())));
   auto context = Filled(rig);
   const auto expected = Decode(rig, *context);
   ASSERT_TRUE(context->Save("a").ok());
@@ -209,8 +221,10 @@ TEST_P(ContextIndexTest, ASavedIndexIsUsedAndADamagedOneMadeAnew) {
 
 // An engine that attends to its prompts by itself shows what the queries were.
 TEST_P(ContextIndexTest, ObservedQueriesMakeTheIndexThatAttendedOnesMake) {
-  ContextRig rig(Options(GetParam()));
-  const auto attended = Filled(rig);
+  ContextRig rig(CaseOptions());
+  auto attended = Filled(rig);
+  const auto expected = Decode(rig, *attended);
+  attended.reset();  // DRAM may have room for the tokens of one
   const auto observed = *rig.runtime().NewContext();
   for (size_t layer = 0; layer < rig.shape().layers; ++layer) {
     for (int64_t position = 0; position < kTokens; position += kChunk) {
@@ -227,14 +241,20 @@ TEST_P(ContextIndexTest, ObservedQueriesMakeTheIndexThatAttendedOnesMake) {
               .ok());
     }
   }
-  EXPECT_EQ(Decode(rig, *observed), Decode(rig, *attended));
+  EXPECT_EQ(Decode(rig, *observed), expected);
   EXPECT_FALSE(observed->ObserveQueries(2, {}).ok());
   EXPECT_FALSE(observed->ObserveQueries(0, {}).ok());
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, ContextIndexTest,
-                         testing::Values(LookupKind::kGraph, LookupKind::kCluster),
-                         [](const auto& info) { return LookupKindName(info.param); });
+                         testing::Values(Case{LookupKind::kGraph, false},
+                                         Case{LookupKind::kGraph, true},
+                                         Case{LookupKind::kCluster, false},
+                                         Case{LookupKind::kCluster, true}),
+                         [](const auto& info) {
+                           return std::string(LookupKindName(info.param.kind)) +
+                                  (info.param.on_nvme ? "OnNvme" : "InDram");
+                         });
 
 TEST(ClusterContextTest, ClustersThatComeTooLateAreEstimated) {
   RuntimeOptions options = OnNvme(Options(LookupKind::kCluster));
@@ -270,7 +290,7 @@ TEST(ClusterContextTest, ClustersThatComeTooLateAreEstimated) {
 }
 
 TEST(ClusterContextTest, BlocksOfClustersThatTheTiersLostAreMadeAnew) {
-  RuntimeOptions options = Options(LookupKind::kCluster);
+  RuntimeOptions options = OnNvme(Options(LookupKind::kCluster));
   options.lookup.share = 1;
   ContextRig rig(options);
   const auto context = Filled(rig);
@@ -288,6 +308,22 @@ TEST(ClusterContextTest, BlocksOfClustersThatTheTiersLostAreMadeAnew) {
   EXPECT_TRUE(context->Lost().empty()) << "the tokens are still there";
   EXPECT_LT(ErrorOf(rig, *context), 1e-5);
   EXPECT_EQ(StatsOf(*context, LookupKind::kCluster).lost_blocks, lost);
+}
+
+// Nothing is stored for clusters whose tokens are read where they are.
+TEST(ClusterContextTest, InDramTokensAreReadInPlace) {
+  ContextRig rig(Options(LookupKind::kCluster));
+  const auto context = Filled(rig);
+  const size_t blocks = rig.runtime().tiers().OwnedBlocks().size();
+  const LookupStats before = StatsOf(*context, LookupKind::kCluster);
+  const auto expected = Decode(rig, *context);
+  EXPECT_EQ(rig.runtime().tiers().OwnedBlocks().size(), blocks);
+  const LookupStats stats = StatsOf(*context, LookupKind::kCluster);
+  const size_t heads = rig.shape().layers * rig.shape().kv_heads;
+  EXPECT_EQ(stats.blocks - before.blocks, heads) << "that of the sinks";
+  EXPECT_EQ(stats.tokens - before.tokens, heads * (kSealed - 1) * 32 / 4) << "a quarter";
+  ASSERT_TRUE(context->Park().ok());
+  EXPECT_EQ(Decode(rig, *context), expected) << "held again";
 }
 
 TEST(GraphContextTest, WithoutRoomInDramAttentionIsExact) {

@@ -19,7 +19,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kChunk = 512;
 constexpr size_t kWindow = 128;
-// A cluster is a block, so those have few tokens; larger ones suit everything else.
+// A cluster is a block on NVMe, so those have few tokens; larger ones suit everything else.
 constexpr size_t kClusterTokens = 16;
 constexpr size_t kBlockTokens = 128;
 // Beyond what a call looks up with, so that it attends to everything.
@@ -58,7 +58,9 @@ class Contender {
                      .query_heads = static_cast<uint32_t>(heads_.size() * heads_[0].group),
                      .kv_heads = static_cast<uint32_t>(heads_.size()),
                      .head_dim = static_cast<uint32_t>(heads_[0].head_dim)};
-    options.tokens_per_block = kind_ == LookupKind::kCluster ? kClusterTokens : kBlockTokens;
+    const bool in_dram = options_.dram_share >= 1;
+    const bool stores_clusters = kind_ == LookupKind::kCluster && !in_dram;
+    options.tokens_per_block = stores_clusters ? kClusterTokens : kBlockTokens;
     options.sink_tokens = 0;
     options.window_tokens = kWindow;
     options.max_append_tokens = kChunk;
@@ -68,8 +70,8 @@ class Contender {
     options.active_contexts = 2;
     const uint64_t kv = options.shape.BlockBytes(heads_[0].key_count()) * heads_.size();
     // Clusters are stored once more.
-    const uint64_t stored = kind_ == LookupKind::kCluster ? 2 * kv : kv;
-    if (options_.dram_share >= 1) {
+    const uint64_t stored = stores_clusters ? 2 * kv : kv;
+    if (in_dram) {
       options.tiers.dram_bytes = stored + stored / 8 + kSlack;
       options.index_bytes = kv;
     } else {
