@@ -16,21 +16,11 @@ constexpr size_t kPrefetched = 16;
 
 void ClusterTable::Rank(ClusterScores& scores, const ClusterBudget& budget,
                         std::vector<uint32_t>& chosen) const {
-  const size_t count = clusters();
   // Even less than a cluster buys one.
   const size_t most = std::max<size_t>(budget.keys / cluster_keys(), 1);
   WorthCut(scores.worth, most, scores.bin).Collect(scores.worth, chosen);
-  if (budget.min_share > 0) {
-    std::erase_if(chosen, [&](uint32_t c) {
-      for (size_t row = 0; row < scores.rows; ++row) {
-        if (double{scores.masses[row * count + c]} >=
-            double{budget.min_share} * scores.totals[row]) {
-          return false;
-        }
-      }
-      return true;
-    });
-  }
+  const float least = budget.min_share * static_cast<float>(scores.rows * cluster_keys());
+  std::erase_if(chosen, [&](uint32_t c) { return scores.worth[c] < least; });
   std::sort(chosen.begin(), chosen.end(), [&](uint32_t a, uint32_t b) {
     return scores.worth[a] != scores.worth[b] ? scores.worth[a] > scores.worth[b] : a < b;
   });
@@ -47,38 +37,32 @@ void ClusterTable::RankKeys(ClusterScores& scores, const ClusterBudget& budget,
   }
   for (float& worth : scores.key_worth) worth = worth > 0 ? worth : 0;
   WorthCut(scores.key_worth, budget.keys, scores.bin).Collect(scores.key_worth, scores.taken);
+  const float least = budget.min_share * static_cast<float>(scores.rows);
+  std::erase_if(scores.taken, [&](uint32_t key) { return scores.key_worth[key] < least; });
+  // Where all keys that are known are wanted, also clusters that are not.
+  ChooseUnscanned(scores, budget.keys > known ? (budget.keys - known) / size : 0,
+                  least * static_cast<float>(size));
   chosen.clusters.clear();
   chosen.begins.assign(1, 0);
   chosen.places.clear();
-  const auto close = [&](uint32_t cluster) {
-    chosen.clusters.push_back(cluster);
-    chosen.begins.push_back(static_cast<uint32_t>(chosen.places.size()));
-  };
-  if (budget.keys >= known + size) {
-    // All keys that are known, and between them clusters that are not.
-    ChooseUnscanned(scores, (budget.keys - known) / size);
-    size_t scanned = 0;
-    size_t whole = 0;
-    while (scanned < scores.scanned.size() || whole < scores.taken.size()) {
-      const bool is_scanned =
-          whole == scores.taken.size() ||
-          (scanned < scores.scanned.size() && scores.scanned[scanned] < scores.taken[whole]);
+  size_t whole = 0;
+  for (size_t i = 0; i < scores.taken.size() || whole < scores.unscanned.size();) {
+    const bool has_key = i < scores.taken.size();
+    const size_t scanned = has_key ? scores.taken[i] / size : 0;
+    uint32_t cluster = has_key ? scores.scanned[scanned] : 0;
+    if (!has_key || (whole < scores.unscanned.size() && scores.unscanned[whole] < cluster)) {
+      cluster = scores.unscanned[whole++];
       for (size_t place = 0; place < size; ++place) {
         chosen.places.push_back(static_cast<uint16_t>(place));
       }
-      close(is_scanned ? scores.scanned[scanned++] : scores.taken[whole++]);
-    }
-  } else {
-    for (size_t i = 0; i < scores.taken.size();) {
-      const size_t scanned = scores.taken[i] / size;
-      const size_t end = (scanned + 1) * size;
-      for (; i < scores.taken.size() && scores.taken[i] < end; ++i) {
+    } else {
+      for (; i < scores.taken.size() && scores.taken[i] < (scanned + 1) * size; ++i) {
         chosen.places.push_back(static_cast<uint16_t>(scores.taken[i] - scanned * size));
       }
-      close(scores.scanned[scanned]);
     }
+    chosen.clusters.push_back(cluster);
+    chosen.begins.push_back(static_cast<uint32_t>(chosen.places.size()));
   }
-  if (budget.min_share > 0) DropSmall(scores, budget.min_share, chosen);
 }
 
 void ClusterTable::ListKeys(const KeyChoice& choice, std::vector<uint32_t>& keys) const {
@@ -101,54 +85,22 @@ void ClusterTable::ListKeys(const KeyChoice& choice, std::vector<uint32_t>& keys
   }
 }
 
-void ClusterTable::ChooseUnscanned(ClusterScores& scores, size_t count) const {
-  scores.rest.clear();
+void ClusterTable::ChooseUnscanned(ClusterScores& scores, size_t count, float least) const {
   scores.unscanned.clear();
-  auto scanned = scores.scanned.begin();
+  if (count == 0) return;
+  scores.rest = scores.worth;
+  for (const uint32_t cluster : scores.scanned) scores.rest[cluster] = -1;
   for (uint32_t c = 0; c < clusters(); ++c) {
-    if (scanned != scores.scanned.end() && *scanned == c) {
-      ++scanned;
-      continue;
-    }
-    scores.unscanned.push_back(c);
-    scores.rest.push_back(scores.worth[c]);
+    if (scores.rest[c] >= least) scores.unscanned.push_back(c);
   }
-  WorthCut(scores.rest, count, scores.bin).Collect(scores.rest, scores.taken);
-  for (uint32_t& taken : scores.taken) taken = scores.unscanned[taken];
-}
-
-void ClusterTable::DropSmall(const ClusterScores& scores, float min_share,
-                             KeyChoice& chosen) const {
-  const size_t size = cluster_keys();
-  const size_t known = scores.scanned.size() * size;
-  size_t kept_clusters = 0;
-  size_t kept = 0;
-  size_t begin = 0;
-  for (size_t i = 0; i < chosen.clusters.size(); ++i) {
-    const uint32_t cluster = chosen.clusters[i];
-    const auto at = std::lower_bound(scores.scanned.begin(), scores.scanned.end(), cluster);
-    const bool is_known = at != scores.scanned.end() && *at == cluster;
-    const size_t first = static_cast<size_t>(at - scores.scanned.begin()) * size;
-    const size_t end = chosen.begins[i + 1];
-    for (size_t place = begin; place < end; ++place) {
-      bool large = false;
-      for (size_t row = 0; row < scores.rows; ++row) {
-        const double mass =
-            is_known
-                ? double{scores.key_masses[row * known + first + chosen.places[place]]}
-                : double{scores.masses[row * clusters() + cluster]} / static_cast<double>(size);
-        large |= mass >= double{min_share} * scores.totals[row];
-      }
-      if (large) chosen.places[kept++] = chosen.places[place];
-    }
-    begin = end;
-    if (kept == chosen.begins[kept_clusters]) continue;
-    chosen.clusters[kept_clusters++] = cluster;
-    chosen.begins[kept_clusters] = static_cast<uint32_t>(kept);
-  }
-  chosen.clusters.resize(kept_clusters);
-  chosen.begins.resize(kept_clusters + 1);
-  chosen.places.resize(kept);
+  if (scores.unscanned.size() <= count) return;
+  const auto middle = scores.unscanned.begin() + static_cast<ptrdiff_t>(count);
+  std::nth_element(
+      scores.unscanned.begin(), middle, scores.unscanned.end(), [&](uint32_t a, uint32_t b) {
+        return scores.rest[a] != scores.rest[b] ? scores.rest[a] > scores.rest[b] : a < b;
+      });
+  scores.unscanned.resize(count);
+  std::sort(scores.unscanned.begin(), scores.unscanned.end());
 }
 
 }  // namespace terrace

@@ -13,7 +13,7 @@ namespace {
 
 // Clusters with less than this share of the mass, the mean over the rows, have the mean value of
 // their segment for theirs: most clusters, which have next to nothing.
-constexpr float kSmallShare = 4e-6f;
+constexpr float kSmallShare = 1.6e-5f;
 // Mean values that are added in one go, while the sums stay in registers.
 constexpr size_t kAddedAtOnce = 16;
 

@@ -62,7 +62,8 @@ struct ClusterScores {
 struct ClusterBudget {
   // Keys to read at most, but for the first cluster where clusters are read.
   size_t keys = 0;
-  // What holds less than this share of each row's mass is left to estimation.
+  // Keys that hold less than this share of the mass, the mean over the rows, are left to
+  // estimation; clusters that are read as a whole where the mean over their keys does.
   float min_share = 0;
 };
 
@@ -176,10 +177,9 @@ class ClusterTable {
   // Writes the logits of the keys of the scanned clusters.
   void Scan(ClusterScores& scores) const;
   void SetWorth(ClusterScores& scores) const;
-  // Puts the best `count` clusters that are not scanned into scores.taken, ascending.
-  void ChooseUnscanned(ClusterScores& scores, size_t count) const;
-  // Drops what holds less than `min_share` of every row's mass.
-  void DropSmall(const ClusterScores& scores, float min_share, KeyChoice& chosen) const;
+  // Puts the best `count` clusters that are not scanned into scores.unscanned, ascending, without
+  // those worth less than `least`.
+  void ChooseUnscanned(ClusterScores& scores, size_t count, float least) const;
   // The partial attention of the masses in scores.rest.
   void EstimateRest(ClusterScores& scores, absl::Span<float> out, absl::Span<float> lse) const;
   ResidualShape Residuals() const {

@@ -76,14 +76,15 @@ void AttendPass::LookupInIndex(size_t kv_head) {
                  [&](float element) { return scale * element; });
   const double budget = std::ceil(options.share * static_cast<double>(table.keys()));
   const auto keys = static_cast<size_t>(budget);
+  const ClusterBudget read = {.keys = keys, .min_share = static_cast<float>(options.min_share)};
   table.Score(head.sample, head.cluster_scores,
               std::max(kScannedOfChosen * (keys / table.cluster_keys()), kMinScanned));
   if (clusters.reads_tokens()) {
-    table.RankKeys(head.cluster_scores, {.keys = keys}, head.key_choice);
+    table.RankKeys(head.cluster_scores, read, head.key_choice);
     table.ListKeys(head.key_choice, head.tokens);
     return;
   }
-  table.Rank(head.cluster_scores, {.keys = keys}, head.chosen);
+  table.Rank(head.cluster_scores, read, head.chosen);
   std::sort(head.chosen.begin(), head.chosen.end());
 }
 

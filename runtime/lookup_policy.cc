@@ -66,6 +66,10 @@ absl::Status CheckIndexOptions(const LookupOptions& options) {
     return absl::InvalidArgumentError(absl::StrCat("lookup policy cluster: share: ", options.share,
                                                    " is not above 0 and at most 1"));
   }
+  if (options.kind == LookupKind::kCluster && !(options.min_share >= 0 && options.min_share <= 1)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "lookup policy cluster: min_share: ", options.min_share, " is not from 0 to 1"));
+  }
   if (options.kind == LookupKind::kCluster && options.patience < absl::ZeroDuration()) {
     return absl::InvalidArgumentError(
         absl::StrCat("lookup policy cluster: patience: ", absl::FormatDuration(options.patience),

@@ -48,6 +48,9 @@ struct LookupOptions {
   size_t effort = 0;  // graph: the width of the search's beam; 0: two and a half times `keys`
   // cluster: of the indexed tokens, the share that a step attends to; the others are estimated.
   double share = 0.03;
+  // cluster: tokens with less than this share of a query's attention, the mean over the group, are
+  // estimated even so; clusters that are read as a whole where the mean over their tokens is less.
+  double min_share = 2e-5;
   // cluster: how long a call waits for clusters that it wants. What comes later is estimated too.
   absl::Duration patience = absl::InfiniteDuration();
 };

@@ -236,6 +236,13 @@ void AddDecodeFlags(CLI::App& command, IndexEvalArguments& arguments) {
       ->check(CLI::Validator(CheckNotNan, ""))
       ->check(CLI::Range(0.0001, 1.0))
       ->needs(policies);
+  command
+      .add_option("--cluster-min-share", decode.lookup.min_share,
+                  "--decode: tokens with less than this share of a query's attention are estimated "
+                  "even where --cluster-share has room for them")
+      ->check(CLI::Validator(CheckNotNan, ""))
+      ->check(CLI::Range(0.0, 1.0))
+      ->needs(policies);
 }
 
 }  // namespace

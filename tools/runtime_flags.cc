@@ -38,6 +38,7 @@ absl::Status NameFlags(const absl::Status& status) {
       {"lookup policy graph: keys", "--lookup-keys"},
       {"lookup policy graph: effort", "--graph-effort"},
       {"lookup policy cluster: share", "--cluster-share"},
+      {"lookup policy cluster: min_share", "--cluster-min-share"},
       {"lookup policy cluster: patience", "--cluster-patience"},
       {"tiers.dram_bytes", "--dram"},
       {"dram_bytes", "--dram"},
@@ -96,9 +97,15 @@ void AddIndexFlags(CLI::App& command, RuntimeFlags& flags) {
   command
       .add_option("--cluster-share", flags.cluster_share,
                   "cluster: share of the indexed tokens that a step attends to; the others are "
-                  "estimated. A cluster is a block: --tokens-per-block 16 suits it")
+                  "estimated. With --nvme a cluster is a block: --tokens-per-block 16 suits it")
       ->check(is_not_nan)
       ->check(CLI::Range(1e-6, 1.0));
+  command
+      .add_option("--cluster-min-share", flags.cluster_min_share,
+                  "cluster: tokens with less than this share of a query's attention are estimated "
+                  "even where --cluster-share has room for them")
+      ->check(is_not_nan)
+      ->check(CLI::Range(0.0, 1.0));
   command
       .add_option("--cluster-patience", flags.cluster_patience_ms,
                   "cluster: milliseconds that a call waits for clusters it wants; what comes later "
@@ -175,6 +182,7 @@ absl::StatusOr<AttentionPolicy> ParseAttentionPolicy(absl::string_view name,
   policy.lookup->keys = flags.lookup_keys;
   policy.lookup->effort = flags.graph_effort;
   policy.lookup->share = flags.cluster_share;
+  policy.lookup->min_share = flags.cluster_min_share;
   if (flags.cluster_patience_ms.has_value()) {
     policy.lookup->patience = absl::Milliseconds(*flags.cluster_patience_ms);
   }

@@ -30,7 +30,8 @@ struct RuntimeFlags {
   size_t page_tokens = 16;
   size_t lookup_keys = 100;
   size_t graph_effort = 0;
-  double cluster_share = 0.03;
+  double cluster_share = LookupOptions().share;
+  double cluster_min_share = LookupOptions().min_share;
   std::optional<double> cluster_patience_ms;  // nullopt: unlimited
   size_t index_tail = 1024;
   uint64_t index_memory = 0;

@@ -32,6 +32,7 @@ RuntimeOptions Options(LookupKind kind) {
   options.lookup = {.kind = kind};
   options.lookup.keys = 64;
   options.lookup.share = 0.25;
+  options.lookup.min_share = 0;
   options.index_tail_tokens = 64;
   return options;
 }
@@ -388,6 +389,9 @@ TEST(IndexOptionsTest, BadOnesAreNamed) {
     EXPECT_THAT(message(lookup), HasSubstr("share: "));
   }
   lookup.share = 0.5;
+  lookup.min_share = std::nan("");
+  EXPECT_THAT(message(lookup), HasSubstr("min_share: "));
+  lookup.min_share = 0;
   lookup.patience = -absl::Seconds(1);
   EXPECT_THAT(message(lookup), HasSubstr("patience: -1s"));
   RuntimeOptions options = SmallRuntime();

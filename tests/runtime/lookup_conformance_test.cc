@@ -58,6 +58,7 @@ void SetBudget(LookupOptions& lookup, size_t blocks) {
   lookup.blocks = blocks;
   lookup.keys = blocks * 32;
   lookup.share = std::min(1.0, static_cast<double>(blocks) / (kBlocks - 1));
+  lookup.min_share = 0;
 }
 
 // A row for each query head: its output and, last, its lse.

@@ -78,6 +78,7 @@ TEST_F(CliLookupIndexTest, BadUsageNamesTheFlag) {
       {"--lookup-keys", "0"},        {"--lookup-keys", "-1"},      {"--graph-effort", "-1"},
       {"--graph-effort", "wide"},    {"--cluster-share", "0"},     {"--cluster-share", "1.5"},
       {"--cluster-share", "nan"},    {"--cluster-patience", "-1"}, {"--cluster-patience", "nan"},
+      {"--cluster-min-share", "-1"}, {"--cluster-min-share", "2"}, {"--cluster-min-share", "nan"},
       {"--cluster-patience", "now"}, {"--index-tail", "0"},        {"--index-tail", "-1"},
       {"--index-memory", "some"},    {"--index-memory", "-1"},
   };
