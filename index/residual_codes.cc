@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "index/cluster_kernels.h"
@@ -74,7 +75,8 @@ void ResidualQueries::Set(const ResidualShape& shape, absl::Span<const uint16_t>
       largest = std::max(largest, weight);
     }
     const float scale = std::max(sum / room, largest / 127);
-    if (!(scale > 0) || !std::isfinite(scale)) continue;
+    // Nor one so small that nothing can be divided by it.
+    if (!(scale > std::numeric_limits<float>::min()) || !std::isfinite(scale)) continue;
     scales_[row] = scale;
     const float per_scale = 1 / scale;
     float steps = 0;

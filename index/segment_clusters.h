@@ -18,7 +18,8 @@ inline constexpr size_t kSegmentKeys = 8192;
 inline constexpr size_t kMaxClusterKeys = kSegmentKeys / 2;
 
 struct ClusteringOptions {
-  // Keys of every cluster, exactly: clusters are stored as blocks. From 1 to kMaxClusterKeys.
+  // Keys of every cluster, exactly, so that clusters can be stored as blocks. From 1 to
+  // kMaxClusterKeys.
   size_t cluster_keys = 16;
   size_t iterations = 10;  // of Lloyd's algorithm, from 1 on
 

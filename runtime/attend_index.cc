@@ -17,6 +17,8 @@ constexpr size_t kLookupPositions = 16;
 // and the keys decide among those that are close. At least so many altogether.
 constexpr size_t kScannedOfChosen = 8;
 constexpr size_t kMinScanned = 256;
+// Tokens that are copied together: half a megabyte in the usual shape, which stays in the cache.
+constexpr size_t kPieceTokens = 1024;
 
 }  // namespace
 
@@ -88,40 +90,49 @@ void AttendPass::LookupInIndex(size_t kv_head) {
   std::sort(head.chosen.begin(), head.chosen.end());
 }
 
+// In pieces that do not depend on the number of threads, each of which copies its tokens together
+// and attends to them while they are in the cache.
 void AttendPass::AttendTokens() {
+  token_pieces_.clear();
+  for (size_t kv_head = 0; kv_head < heads_.size(); ++kv_head) {
+    const size_t tokens = heads_[kv_head].tokens.size();
+    heads_[kv_head].stats.tokens += tokens;
+    for (size_t begin = 0; begin < tokens; begin += kPieceTokens) {
+      token_pieces_.push_back({kv_head, begin, std::min(tokens, begin + kPieceTokens)});
+    }
+  }
+  if (token_pieces_.empty()) return;
   const absl::Time start = absl::Now();
   const size_t head_dim = core_.shape().head_dim;
   const size_t row = core_.tail_layout().row_bytes();
-  bool any = false;
-  for (const Head& head : heads_) any |= !head.tokens.empty();
-  if (!any) return;
   const ContextIndex& index = *context_->index_;
-  core_.compute().ForEach(heads_.size(), [&](size_t kv_head, size_t) {
-    Head& head = heads_[kv_head];
-    if (head.tokens.empty()) return;
-    head.rows.resize(2 * head.tokens.size() * row);
-    index.tokens(layer_, kv_head)
-        ->Gather(kv_head, head.tokens, 0, head.tokens.size(), head.rows.data());
-  });
-  jobs_.clear();
-  for (Head& head : heads_) {
-    head.parts.clear();
-    if (head.tokens.empty()) continue;
-    const KvRun run = {.keys = head.rows.data(),
-                       .values = head.rows.data() + head.tokens.size() * row,
-                       .tokens = head.tokens.size(),
+  token_rows_.resize(core_.compute().threads());
+  token_out_.resize(token_pieces_.size() * rows_ * head_dim);
+  token_lse_.resize(token_pieces_.size() * rows_);
+  const absl::Span<float> outs = absl::MakeSpan(token_out_);
+  const absl::Span<float> lses = absl::MakeSpan(token_lse_);
+  core_.compute().ForEach(token_pieces_.size(), [&](size_t number, size_t worker) {
+    const TokenPiece& piece = token_pieces_[number];
+    const Head& head = heads_[piece.kv_head];
+    const absl::Span<const uint32_t> tokens =
+        absl::MakeConstSpan(head.tokens).subspan(piece.begin, piece.end - piece.begin);
+    std::vector<std::byte>& rows = token_rows_[worker];
+    rows.resize(2 * kPieceTokens * row);
+    index.tokens(layer_, piece.kv_head)->Gather(piece.kv_head, tokens, rows.data());
+    const KvRun run = {.keys = rows.data(),
+                       .values = rows.data() + tokens.size() * row,
+                       .tokens = tokens.size(),
                        .dtype = core_.shape().dtype};
-    head.parts.push_back({.run = run.WithStrides(head_dim)});
-    head.stats.tokens += head.tokens.size();
-    jobs_.push_back({.queries = head.local,
-                     .parts = head.parts,
-                     .out = absl::MakeSpan(head.part_out),
-                     .lse = absl::MakeSpan(head.part_lse)});
-  }
-  attention_->Run(jobs_);
-  for (Head& head : heads_) {
-    if (head.tokens.empty()) continue;
-    MergePartials(head_dim, head.part_out, head.part_lse, absl::MakeSpan(head.out),
+    AttentionAccumulator& accumulator = core_.accumulator(worker);
+    accumulator.Reset(head.local);
+    accumulator.Add(run.WithStrides(head_dim));
+    accumulator.Finish(outs.subspan(number * rows_ * head_dim, rows_ * head_dim),
+                       lses.subspan(number * rows_, rows_));
+  });
+  for (size_t number = 0; number < token_pieces_.size(); ++number) {
+    Head& head = heads_[token_pieces_[number].kv_head];
+    MergePartials(head_dim, outs.subspan(number * rows_ * head_dim, rows_ * head_dim),
+                  lses.subspan(number * rows_, rows_), absl::MakeSpan(head.out),
                   absl::MakeSpan(head.lse));
   }
   attend_seconds_ += absl::ToDoubleSeconds(absl::Now() - start);

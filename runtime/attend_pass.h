@@ -26,7 +26,7 @@ namespace terrace {
 //   2. the first round of them is fetched, while
 //   3. the heads attend to sinks and window;
 //   4. round by round, they attend to the blocks that came while the next round is on its way, then
-//      to tokens that graphs found, and estimate clusters that were left out;
+//      to tokens that indexes found, and estimate clusters that were left out;
 //   5. the parts merge by log-sum-exp.
 //
 // The result depends on the call, the state of the context and the options of the runtime, not on
@@ -80,8 +80,7 @@ class AttendPass {
     // Of columns 1 to indexed - 1 it looks up tokens or clusters in an index.
     size_t indexed = 1;
     KeySearchResult found;         // of a graph
-    std::vector<uint32_t> tokens;  // that it attends to, ascending, as GraphLookup numbers them
-    std::vector<std::byte> rows;   // their keys, [tokens, head_dim], and values
+    std::vector<uint32_t> tokens;  // that it attends to, as PinnedColumns numbers them
     ClusterScores cluster_scores;
     KeyChoice key_choice;              // single keys of clusters
     std::vector<uint32_t> read;        // clusters that it attended to
@@ -187,6 +186,17 @@ class AttendPass {
   size_t ticket_count_ = 0;
   std::vector<BlockRead> reads_;
   std::vector<BlockId> hints_;
+
+  // Of what indexes found one by one.
+  struct TokenPiece {
+    size_t kv_head;
+    size_t begin;  // of Head::tokens
+    size_t end;
+  };
+  std::vector<TokenPiece> token_pieces_;
+  std::vector<std::vector<std::byte>> token_rows_;  // [threads], their keys and values
+  std::vector<float> token_out_;                    // [pieces, rows, head_dim]
+  std::vector<float> token_lse_;                    // [pieces, rows]
 
   double index_seconds_ = 0;
   double lookup_seconds_ = 0;

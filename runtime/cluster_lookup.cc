@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "io/check.h"
 
 namespace terrace {
 namespace {
@@ -54,8 +55,10 @@ absl::Status ClusterLookup::Account() {
 }
 
 ClusterTableOptions ClusterLookup::TableOptions() const {
+  // Segments are cut between columns.
   const size_t block = core_.block_tokens();
-  const bool as_blocks = !reads_tokens() || block % kClusterTokens != 0;
+  const bool as_blocks =
+      !reads_tokens() || block % kClusterTokens != 0 || kSegmentKeys % block != 0;
   return {.head_dim = core_.shape().head_dim,
           .clustering = {.cluster_keys = as_blocks ? block : kClusterTokens}};
 }
@@ -107,30 +110,32 @@ absl::Status ClusterLookup::Extend(absl::Span<const ColumnIndex> columns, size_t
 
 absl::Status ClusterLookup::ExtendPinned(absl::Span<const ColumnIndex> columns, size_t end,
                                          absl::Span<const QuerySamples> samples) {
-  const size_t before = columns_;
-  const size_t pinned_before = pinned_->columns();
-  if (absl::Status status = pinned_->Extend(columns, std::max(end, 1 + columns_)); !status.ok()) {
-    return status;
+  // What was let go first.
+  if (absl::Status status = pinned_->Extend(columns, 1 + columns_); !status.ok()) return status;
+  const size_t most = std::max<size_t>(kSegmentKeys / core_.block_tokens(), 1);
+  while (1 + columns_ < end) {
+    const size_t before = columns_;
+    const size_t next = std::min(end, 1 + before + most);
+    absl::Status status = pinned_->Extend(columns, next);
+    if (!status.ok()) return status;
+    std::vector<absl::Status> statuses(heads_.size());
+    core_.compute().ForEach(heads_.size(), [&](size_t i, size_t) {
+      const size_t kv_head = heads_[i];
+      statuses[i] = AddKeys(kv_head, pinned_->Keys(kv_head), pinned_->Values(kv_head),
+                            (next - 1) * core_.block_tokens(), samples[kv_head]);
+    });
+    for (const absl::Status& of_head : statuses) status.Update(of_head);
+    columns_ = next - 1;
+    if (status.ok()) status = Account();
+    if (!status.ok()) {
+      Truncate(before);
+      return absl::Status(status.code(),
+                          absl::StrCat("layer ", layer_, ": clusters of tokens ",
+                                       (1 + before) * core_.block_tokens(), " to ",
+                                       next * core_.block_tokens(), ": ", status.message()));
+    }
   }
-  if (end <= 1 + columns_) return absl::OkStatus();
-  const size_t end_key = (end - 1) * core_.block_tokens();
-  std::vector<absl::Status> statuses(heads_.size());
-  core_.compute().ForEach(heads_.size(), [&](size_t i, size_t) {
-    const size_t kv_head = heads_[i];
-    statuses[i] = AddKeys(kv_head, pinned_->Keys(kv_head), pinned_->Values(kv_head), end_key,
-                          samples[kv_head]);
-  });
-  absl::Status status;
-  for (const absl::Status& of_head : statuses) status.Update(of_head);
-  columns_ = end - 1;
-  if (status.ok()) status = Account();
-  if (status.ok()) return status;
-  Truncate(before);
-  pinned_->Truncate(std::max(pinned_before, before));
-  return absl::Status(
-      status.code(),
-      absl::StrCat("layer ", layer_, ": clusters of tokens ", end_column() * core_.block_tokens(),
-                   " to ", end * core_.block_tokens(), ": ", status.message()));
+  return absl::OkStatus();
 }
 
 absl::Status ClusterLookup::AddKeys(size_t kv_head, const KeyPanels& keys, const KeyPanels& values,
@@ -289,6 +294,7 @@ void ClusterLookup::Truncate(size_t columns) {
       tables_[head].reset();
     } else {
       tables_[head]->Truncate(columns * core_.block_tokens());
+      TERRACE_CHECK_EQ(tables_[head]->keys(), columns * core_.block_tokens());
     }
   }
   if (reads_tokens()) pinned_->Truncate(columns);

@@ -57,18 +57,28 @@ void ContextIndex::Extend(size_t layer, absl::Span<const ColumnIndex> columns, b
     ++refusals_;
     retry_columns = columns.size() + worth;
   };
-  if (of.clusters != nullptr && columns.size() >= of.retry_clusters) {
-    const size_t first = of.clusters->end_column();
+  if (of.clusters != nullptr) {
+    const size_t first = 1 + of.clusters->columns();
     const size_t lacking = columns.size() > first ? columns.size() - first : 0;
-    const size_t wanted = decoding && lacking >= worth ? lacking : lacking / segment * segment;
-    if (wanted > 0 && !of.clusters->Extend(columns, first + wanted, of.samples, postings_).ok()) {
+    size_t wanted = decoding && lacking >= worth ? lacking : lacking / segment * segment;
+    if (columns.size() < of.retry_clusters) wanted = 0;
+    // To hold again what was let go is cheap, and is tried in every call.
+    const bool let_go = decoding && of.clusters->end_column() < first;
+    if ((wanted > 0 || let_go) &&
+        !of.clusters->Extend(columns, first + wanted, of.samples, postings_).ok()) {
       refused(of.retry_clusters);
     }
   }
-  if (of.graphs != nullptr && decoding && columns.size() >= of.retry_graphs &&
-      columns.size() >= of.graphs->end_column() + worth &&
-      !of.graphs->Extend(columns, columns.size(), of.samples).ok()) {
-    refused(of.retry_graphs);
+  if (of.graphs != nullptr && decoding && columns.size() >= of.retry_graphs) {
+    const bool let_go = of.graphs->indexed_columns() > of.graphs->end_column();
+    const bool lacking =
+        columns.size() >= std::max(of.graphs->indexed_columns(), size_t{1}) + worth;
+    if ((let_go || lacking) &&
+        !of.graphs
+             ->Extend(columns, lacking ? columns.size() : of.graphs->indexed_columns(), of.samples)
+             .ok()) {
+      refused(of.retry_graphs);
+    }
   }
 }
 
@@ -176,6 +186,7 @@ void ContextIndex::CopyFrom(ContextIndex& other) {
 
 void ContextIndex::Unpin() {
   for (Layer& layer : layers_) {
+    layer.retry_clusters = layer.retry_graphs = 0;
     if (layer.graphs != nullptr) layer.graphs->Unpin();
     if (layer.clusters != nullptr) layer.clusters->Unpin();
   }

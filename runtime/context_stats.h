@@ -27,7 +27,7 @@ struct LookupStats {
   uint64_t blocks = 0;                         // attended to
   uint64_t lost_blocks = 0;                    // wanted, and not there
   uint64_t late_blocks = 0;                    // cluster: wanted, not there in time, and estimated
-  uint64_t tokens = 0;                         // graph: attended to beyond whole blocks
+  uint64_t tokens = 0;                         // graph, cluster: attended to one by one
   std::array<uint64_t, kTierCount> hits = {};  // blocks, by the tier that they were found in
   uint64_t fetched_bytes = 0;                  // of blocks that were found on NVMe
   // An estimate of the share of attention that went to blocks which were left out, summed over

@@ -20,15 +20,22 @@ PinnedColumns::PinnedColumns(RuntimeCore& core, size_t layer, std::vector<size_t
     : core_(&core), layer_(layer), kv_heads_(std::move(kv_heads)), blocks_(core.shape().kv_heads) {}
 
 absl::Status PinnedColumns::Extend(absl::Span<const ColumnIndex> columns, size_t end) {
+  if (end <= 1 + columns_) return absl::OkStatus();
   const size_t before = columns_;
-  while (1 + columns_ < end) {
-    absl::Status status = PinBatch(columns, std::min(kBatchColumns, end - 1 - columns_));
-    if (!status.ok()) {
-      Truncate(before);
-      return status;
-    }
+  // All at once, so that what finds no room finds out before anything is fetched.
+  size_t left = (end - 1 - columns_) * kv_heads_.size();
+  absl::Status status = core_->TakePins(left);
+  if (!status.ok()) return status;
+  while (status.ok() && 1 + columns_ < end) {
+    const size_t count = std::min(kBatchColumns, end - 1 - columns_);
+    status = PinBatch(columns, count);
+    if (status.ok()) left -= count * kv_heads_.size();
   }
-  return absl::OkStatus();
+  if (!status.ok()) {
+    core_->GivePins(left);
+    Truncate(before);
+  }
+  return status;
 }
 
 absl::Status PinnedColumns::PinBatch(absl::Span<const ColumnIndex> columns, size_t count) {
@@ -38,7 +45,6 @@ absl::Status PinnedColumns::PinBatch(absl::Span<const ColumnIndex> columns, size
       reads.push_back({.id = core_->columns().block(column, layer_, kv_head)});
     }
   }
-  if (absl::Status status = core_->TakePins(reads.size()); !status.ok()) return status;
   // Without patience: the context holds leases.
   absl::StatusOr<Lease> lease = core_->tiers().Fetch(reads, {.target = Tier::kDram});
   absl::Status status = lease.status();
@@ -49,10 +55,7 @@ absl::Status PinnedColumns::PinBatch(absl::Span<const ColumnIndex> columns, size
                      (1 + columns_ + i / kv_heads_.size()) * core_->block_tokens(),
                      " and after of KV head ", kv_heads_[i % kv_heads_.size()], " are lost"));
   }
-  if (!status.ok()) {
-    core_->GivePins(reads.size());
-    return status;
-  }
+  if (!status.ok()) return status;
   for (size_t i = 0; i < lease->size(); ++i) {
     blocks_[kv_heads_[i % kv_heads_.size()]].push_back((*lease)[i].data);
   }
@@ -62,10 +65,11 @@ absl::Status PinnedColumns::PinBatch(absl::Span<const ColumnIndex> columns, size
 }
 
 void PinnedColumns::Truncate(size_t columns) {
-  if (columns >= columns_) return;
-  columns_ = columns;
-  while (!batches_.empty() && batches_.back()->first >= columns) batches_.pop_back();
-  for (const size_t kv_head : kv_heads_) blocks_[kv_head].resize(columns);
+  while (columns_ > columns) {
+    columns_ = batches_.back()->first;
+    batches_.pop_back();
+  }
+  for (const size_t kv_head : kv_heads_) blocks_[kv_head].resize(columns_);
 }
 
 size_t PinnedColumns::value_offset() const {
@@ -80,15 +84,14 @@ KeyPanels PinnedColumns::Panels(size_t kv_head, size_t offset) const {
   return panels;
 }
 
-void PinnedColumns::Gather(size_t kv_head, absl::Span<const uint32_t> tokens, size_t begin,
-                           size_t end, std::byte* to) const {
+void PinnedColumns::Gather(size_t kv_head, absl::Span<const uint32_t> tokens, std::byte* to) const {
   const std::vector<const std::byte*>& blocks = blocks_[kv_head];
   const size_t block = core_->block_tokens();
   const size_t row = core_->tail_layout().row_bytes();
   const size_t values = value_offset();
   const auto key = [&](uint32_t token) { return blocks[token / block] + token % block * row; };
-  for (size_t i = begin; i < end; ++i) {
-    if (i + kPrefetched < end) {
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (i + kPrefetched < tokens.size()) {
       const std::byte* const next = key(tokens[i + kPrefetched]);
       PrefetchBytes(next, row);
       PrefetchBytes(next + values, row);

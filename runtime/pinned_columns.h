@@ -34,27 +34,27 @@ class PinnedColumns {
   // kResourceExhausted where DRAM has no room, kDataLoss where a block is lost; then it is as it
   // was.
   absl::Status Extend(absl::Span<const ColumnIndex> columns, size_t end);
-  // Lets go of all but columns 1 to `columns`, or of no more than it has.
+  // Lets go of all but columns 1 to `columns`, and of some of these where leases are not cut there.
   void Truncate(size_t columns);
 
   // What it holds of a head, which it has.
   KeyPanels Keys(size_t kv_head) const { return Panels(kv_head, 0); }
   KeyPanels Values(size_t kv_head) const { return Panels(kv_head, value_offset()); }
-  // Copies keys and values of tokens `begin` to `end` - 1 of `tokens`: the keys to `to`, [tokens,
-  // head_dim], and the values behind them.
-  void Gather(size_t kv_head, absl::Span<const uint32_t> tokens, size_t begin, size_t end,
-              std::byte* to) const;
+  // Copies keys and values of these tokens: the keys to `to`, [tokens, head_dim], and the values
+  // behind them.
+  void Gather(size_t kv_head, absl::Span<const uint32_t> tokens, std::byte* to) const;
 
  private:
   struct Batch {
-    Batch(RuntimeCore& runtime, size_t begin, Lease blocks)
-        : core(runtime), first(begin), lease(std::move(blocks)) {}
+    Batch(RuntimeCore& runtime, size_t before, Lease blocks)
+        : core(runtime), first(before), lease(std::move(blocks)) {}
     ~Batch() { core.GivePins(lease.size()); }
     RuntimeCore& core;
-    const size_t first;  // the columns before
+    const size_t first;  // columns before
     const Lease lease;
   };
 
+  // The pins of the blocks were taken, and are the batch's from then on.
   absl::Status PinBatch(absl::Span<const ColumnIndex> columns, size_t count);
   KeyPanels Panels(size_t kv_head, size_t offset) const;
   size_t value_offset() const;

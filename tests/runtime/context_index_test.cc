@@ -175,7 +175,7 @@ TEST_P(ContextIndexTest, GoesOnRightAfterItWasRolledBackIntoWhatWasIndexed) {
 }
 
 TEST_P(ContextIndexTest, AForkOutlivesItsOriginalAndBothGoTheirOwnWay) {
-  ContextRig rig(OnNvme(Options(kind())));
+  ContextRig rig(CaseOptions());
   auto context = Filled(rig);
   Decode(rig, *context);
   const auto fork = *context->Fork(kTokens);
@@ -191,7 +191,8 @@ TEST_P(ContextIndexTest, AForkOutlivesItsOriginalAndBothGoTheirOwnWay) {
 }
 
 TEST_P(ContextIndexTest, ASavedIndexIsUsedAndADamagedOneMadeAnew) {
-  ContextRig rig(OnNvme(Options(kind())));
+  if (!GetParam().on_nvme) GTEST_SKIP() << "contexts are saved on NVMe";
+  ContextRig rig(CaseOptions());
   auto context = Filled(rig);
   const auto expected = Decode(rig, *context);
   ASSERT_TRUE(context->Save("a").ok());
@@ -325,6 +326,65 @@ TEST(ClusterContextTest, InDramTokensAreReadInPlace) {
   EXPECT_EQ(stats.tokens - before.tokens, heads * (kSealed - 1) * 32 / 4) << "a quarter";
   ASSERT_TRUE(context->Park().ok());
   EXPECT_EQ(Decode(rig, *context), expected) << "held again";
+}
+
+// Segments of clusters are cut between blocks, whatever a block has.
+TEST(ClusterContextTest, ARollbackBeyondASegmentLosesNoTokens) {
+  for (const size_t block_tokens : {size_t{64}, size_t{96}}) {
+    RuntimeOptions options = Options(LookupKind::kCluster);
+    options.shape.layers = 1;
+    options.tokens_per_block = block_tokens;
+    options.window_tokens = block_tokens;
+    options.max_append_tokens = 96;
+    options.tiers.dram_bytes = 1000 * options.BlockBytes();
+    options.lookup.share = 1;
+    ContextRig rig(options);
+    const auto context = *rig.runtime().NewContext();
+    while (context->tokens(0) < 120 * 96) ASSERT_TRUE(rig.Append(*context, 0, 96).ok());
+    ASSERT_TRUE(context->BuildIndex(0).ok());
+    EXPECT_LT(ErrorOf(rig, *context), 1e-5) << block_tokens;
+    const uint64_t whole = rig.runtime().Stats().index_bytes;
+    ASSERT_TRUE(context->Truncate(90 * 96).ok());
+    EXPECT_LT(rig.runtime().Stats().index_bytes, whole);
+    EXPECT_GT(rig.runtime().Stats().index_bytes, 0u) << "the first segment stays";
+    EXPECT_LT(ErrorOf(rig, *context), 1e-5) << block_tokens;
+  }
+}
+
+TEST(ClusterContextTest, WithoutRoomToHoldTokensAttentionIsExactUntilThereIsSome) {
+  RuntimeOptions options = Options(LookupKind::kCluster);
+  // Of two contexts of 108 blocks, 104 of which are held; a sixteenth must not be.
+  options.tiers.dram_bytes = 220 * options.BlockBytes();
+  ContextRig rig(options);
+  auto first = Filled(rig);
+  const auto expected = Decode(rig, *first);
+  const auto second = Filled(rig);
+  const std::vector<float> exact = Decode(rig, *second)[1];  // its first layer found room
+  const std::vector<double> all = rig.Expected(1, kTokens - 1, [](int64_t) { return true; });
+  EXPECT_LT(ContextRig::Error(exact, all), 1e-5);
+  EXPECT_GT(second->Stats().index_refusals, 0u);
+  EXPECT_THAT(std::string(second->BuildIndex(1).message()), HasSubstr("dram_bytes"));
+  first.reset();
+  for (size_t layer = 0; layer < 2; ++layer) ASSERT_TRUE(second->BuildIndex(layer).ok());
+  EXPECT_EQ(Decode(rig, *second), expected);
+}
+
+// What an idle context let go of is held again as it was, and is not worth a segment of its own.
+TEST(ClusterContextTest, IdleTimesLeaveTheIndexAsItIs) {
+  RuntimeOptions options = Options(LookupKind::kCluster);
+  options.index_tail_tokens = 256;
+  ContextRig rig(options);
+  const auto context = Filled(rig);
+  Decode(rig, *context);
+  const uint64_t bytes = rig.runtime().Stats().index_bytes;
+  const LookupStats before = StatsOf(*context, LookupKind::kCluster);
+  for (int idle = 0; idle < 3; ++idle) {
+    ASSERT_TRUE(rig.Step(*context, 10).ok());
+    ASSERT_TRUE(context->Park().ok());
+    Decode(rig, *context);
+  }
+  EXPECT_EQ(rig.runtime().Stats().index_bytes, bytes);
+  EXPECT_GT(StatsOf(*context, LookupKind::kCluster).tokens, before.tokens);
 }
 
 TEST(GraphContextTest, WithoutRoomInDramAttentionIsExact) {
