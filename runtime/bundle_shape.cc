@@ -37,9 +37,9 @@ absl::Status BundleShape::Validate() const {
     status = CheckField("group_neurons", group_neurons, 1, std::min(kMaxGroupNeurons, neurons));
   }
   if (status.ok()) status = CheckField("neurons of all layers", all_neurons(), 1, kMaxAllNeurons);
-  // Each factor is far below 2^64, but their product need not be.
-  if (status.ok()) status = CheckField("bytes of a layer", unit_bytes(), 1, kMaxDataBytes);
-  if (status.ok()) status = CheckField("bytes of all layers", data_bytes(), 1, kMaxDataBytes);
+  if (status.ok()) status = CheckField("bytes of a group", group_bytes(), 1, kMaxGroupBytes);
+  // All neurons are at most 2^28 and a bundle is below 2^24 bytes, so this is far below 2^64.
+  if (status.ok()) status = CheckField("bytes", data_bytes(), 1, kMaxDataBytes);
   return status;
 }
 
@@ -85,6 +85,24 @@ uint64_t BundleShape::PieceOffset(uint32_t unit, uint32_t group, uint32_t piece)
   const uint64_t start = kDataOffset + unit * unit_bytes();
   if (layout != BundleLayout::kUnbundled) return start + group * uint64_t{group_bytes()} + before;
   return start + groups() * before + group * uint64_t{piece_bytes(piece)};
+}
+
+BundlePosition BundleShape::PositionOf(uint64_t offset) const {
+  BundlePosition position;
+  position.unit = static_cast<uint32_t>((offset - kDataOffset) / unit_bytes());
+  uint64_t rest = (offset - kDataOffset) % unit_bytes();
+  if (groups_are_runs()) {
+    position.group = static_cast<uint32_t>(rest / group_bytes());
+    rest %= group_bytes();
+  }
+  const uint64_t repeats = groups_are_runs() ? 1 : groups();
+  while (rest >= repeats * piece_bytes(position.piece)) {
+    rest -= repeats * piece_bytes(position.piece);
+    ++position.piece;
+  }
+  if (!groups_are_runs())
+    position.group = static_cast<uint32_t>(rest / piece_bytes(position.piece));
+  return position;
 }
 
 std::string BundleShape::ToString() const {

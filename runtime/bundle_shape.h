@@ -27,6 +27,15 @@ enum class BundleLayout : uint8_t {
 // "bundled", "gate-first", "unbundled".
 const char* BundleLayoutName(BundleLayout layout);
 
+// A piece of a group.
+struct BundlePosition {
+  uint32_t unit = 0;  // expert, counted through all layers
+  uint32_t group = 0;
+  uint32_t piece = 0;
+
+  friend bool operator==(const BundlePosition&, const BundlePosition&) = default;
+};
+
 // What a bundle file holds, and where: pure arithmetic, so that no table of offsets is needed.
 //
 // The feed-forward network of a layer is one expert, or several. A neuron of an expert has the
@@ -54,6 +63,7 @@ struct BundleShape {
   static constexpr uint32_t kMaxWidth = uint32_t{1} << 20;
   static constexpr uint32_t kMaxGroupNeurons = 4096;
   static constexpr uint64_t kMaxAllNeurons = uint64_t{1} << 28;  // of all layers
+  static constexpr uint64_t kMaxGroupBytes = uint64_t{1} << 26;
   static constexpr uint64_t kMaxDataBytes = uint64_t{1} << 42;
   static constexpr size_t kMaxPieces = 3;
 
@@ -96,6 +106,8 @@ struct BundleShape {
   uint64_t GroupOffset(uint32_t unit, uint32_t group) const { return PieceOffset(unit, group, 0); }
   // Whether a group is one run of bytes.
   bool groups_are_runs() const { return layout != BundleLayout::kUnbundled; }
+  // Whose page it is. REQUIRES: kDataOffset <= offset < data_end().
+  BundlePosition PositionOf(uint64_t offset) const;
   uint64_t data_end() const { return kDataOffset + data_bytes(); }
 
   // "32 layers x 16384 neurons x 4096, relu, ungated, fp16, bundled, groups of 1".

@@ -18,6 +18,8 @@
 
 namespace terrace {
 
+struct BundleExtent;
+
 // Consecutive places of one expert, which start with a group and end with one, or with the expert.
 struct BundleRun {
   uint32_t unit = 0;
@@ -62,12 +64,18 @@ class BundleWriter {
 
   BundleWriter(const std::string& path, const BundleShape& shape, BundleTables tables);
   absl::Status Open();
-  // Copies what the piece has of the run's neurons to `to`, page by page padded with zeros.
+  // With the sizes and places of the tables; their checksums are missing.
+  BundleHeader Header() const;
+  // Copies what the piece has of the run's neurons: that of each group `stride` bytes after the one
+  // before, padded with zeros.
   void Arrange(const BundleRun& run, absl::Span<const std::byte> bundles, uint32_t piece,
-               absl::Span<std::byte> to) const;
-  void AddRequest(Staging& staging, uint64_t offset, absl::Span<std::byte> bytes);
+               size_t stride, std::byte* to) const;
+  // Starts writing these pages of groups and keeps their checksums.
+  void AddRequest(Staging& staging, size_t index, uint64_t offset, absl::Span<std::byte> bytes);
   absl::Status WaitFor(Staging& staging);
-  absl::Status WriteAt(uint64_t offset, absl::Span<const std::byte> bytes);
+  absl::Status WriteTable(absl::Span<const std::byte> bytes, BundleExtent& extent);
+  absl::Status WritePages(uint64_t offset, const AlignedBuffer& pages);
+  absl::Status Sync();
 
   const std::string path_;
   const std::string temporary_;
