@@ -188,9 +188,11 @@ class WeightPager {
                                             const WeightPagerOptions& options);
 
   // --- weight_pager_open.cc ---
-  void PinHottest();
-  // Gives the hottest rows of a layer slots that they keep, and plans their reads.
-  void PinHottest(uint32_t layer, uint32_t count);
+  void PinRows();
+  // Gives rows of a layer slots that they keep, and plans their reads.
+  void PinRows(uint32_t layer, uint32_t count);
+  // The hottest first, as the file's calibration says.
+  void SortByUse(uint32_t layer, std::vector<uint32_t>& rows) const;
 
   // --- weight_pager.cc: rows and their reads ---
   uint8_t NeededAtFirst() const { return layout_.staged() ? 1 : layout_.all_fragments(); }

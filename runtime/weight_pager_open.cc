@@ -125,7 +125,7 @@ absl::StatusOr<std::unique_ptr<WeightPager>> WeightPager::Open(
   auto pager = std::unique_ptr<WeightPager>(
       new WeightPager(std::move(file), options, *sizes, *std::move(arena)));
   pager->reader_ = *std::move(reader);
-  pager->PinHottest();
+  pager->PinRows();
   return pager;
 }
 
@@ -167,11 +167,11 @@ WeightPager::~WeightPager() {
   reader_.reset();
 }
 
-void WeightPager::PinHottest() {
+void WeightPager::PinRows() {
   const auto count = static_cast<uint32_t>(static_cast<double>(capacity_) * options_.pinned_share);
-  if (count == 0 || file_->tables().frequency.empty()) return;
+  if (count == 0 || (options_.pin_hottest && file_->tables().frequency.empty())) return;
   for (uint32_t layer = 0; layer < layers_.size(); ++layer) {
-    PinHottest(layer, count);
+    PinRows(layer, count);
     ReadPlanned();
     // What fails is not there, and is read again when it is required.
     while (reader_->under_way() > 0) HandleArrivals(reader_->Wait());
@@ -182,7 +182,7 @@ void WeightPager::PinHottest() {
   pinned_io_seconds_ = reads.io_seconds;
 }
 
-void WeightPager::PinHottest(uint32_t layer, uint32_t count) {
+void WeightPager::SortByUse(uint32_t layer, std::vector<uint32_t>& rows) const {
   const BundleShape& shape = layout_.shape();
   // How often a token needs the row, if its neurons fire independently; for an expert, which fires
   // as a whole, this is only an order.
@@ -193,12 +193,15 @@ void WeightPager::PinHottest(uint32_t layer, uint32_t count) {
     float& row = use[layout_.RowOfPlace(place)];
     row = options_.row == WeightRow::kExpert ? row + frequency : row + (1 - row) * frequency;
   }
-  std::vector<uint32_t> order(use.size());
-  std::iota(order.begin(), order.end(), 0u);
-  std::stable_sort(order.begin(), order.end(),
+  std::stable_sort(rows.begin(), rows.end(),
                    [&use](uint32_t a, uint32_t b) { return use[a] > use[b]; });
+}
+
+void WeightPager::PinRows(uint32_t layer, uint32_t count) {
+  std::vector<uint32_t> order(layout_.layer_rows());
+  std::iota(order.begin(), order.end(), 0u);
+  if (options_.pin_hottest) SortByUse(layer, order);
   order.resize(std::min<size_t>(count, order.size()));
-  while (!order.empty() && use[order.back()] <= 0) order.pop_back();
   std::sort(order.begin(), order.end());  // large reads where hot rows are neighbours
   Layer& to = layers_[layer];
   to.pinned = static_cast<uint32_t>(order.size());

@@ -25,8 +25,10 @@ struct WeightPagerOptions {
   // is, a row stays until its place is needed, the one unused for longest goes first.
   size_t window_tokens = 0;
   // The share of a layer's rows in memory that the hottest neurons of the file's calibration hold
-  // for good. Without frequencies in the file nothing is pinned. From 0 to 1.
+  // for good. Without frequencies in the file none are. From 0 to 1.
   double pinned_share = 0.5;
+  // Else the first rows of the file are pinned: what an engine would do that knows nothing of them.
+  bool pin_hottest = true;
   WeightRow row = WeightRow::kGroup;
   // Of a gate-first file with a ReLU gate: read gates first, the other parts only of groups that
   // fire. Elsewhere it has no effect.
