@@ -11,10 +11,6 @@
 namespace terrace {
 namespace {
 
-// Reads of one fragment, such as a whole expert, are at most so long: several keep a device busy
-// that one would not.
-constexpr size_t kMaxReadBytes = size_t{1} << 20;
-
 // What an arrival is for: a fragment of a slot, or a chunk in staging.
 constexpr uint64_t kChunkTag = uint64_t{1} << 63;
 constexpr int kLayerShift = 32;
@@ -212,9 +208,11 @@ void WeightPager::PrefetchMarked(uint32_t layer) {
       in.rows.Touch(slot, use_, token_);
     }
   });
+  const size_t room = reader_->PrefetchRoom();
   for (const uint32_t row : prefetch_rows_) {
+    const bool fits = allowed && fragments_.size() + layout_.FirstReads() <= room;
     const WeightRows::Inserted inserted =
-        allowed ? in.rows.Insert(row, use_, token_) : WeightRows::Inserted();
+        fits ? in.rows.Insert(row, use_, token_) : WeightRows::Inserted();
     if (inserted.slot == WeightRows::kNone) {
       ++stats_.dropped_prefetches;
       continue;
@@ -224,15 +222,9 @@ void WeightPager::PrefetchMarked(uint32_t layer) {
     ++stats_.prefetched_rows;
     PlanReads(layer, inserted.slot, NeededAtFirst());
   }
-  const size_t taken = reader_->Prefetch(absl::MakeSpan(fragments_));
-  for (size_t i = 0; i < fragments_.size(); ++i) {
-    const WeightReader::Fragment& fragment = fragments_[i];
-    if (i < taken) {
-      in.slots[static_cast<uint32_t>(fragment.tag)].read = fragment.read;
-    } else {
-      ++stats_.dropped_prefetches;
-      HandleSlotArrival(fragment.tag, /*ok=*/false);
-    }
+  reader_->Prefetch(absl::MakeSpan(fragments_));
+  for (const WeightReader::Fragment& fragment : fragments_) {
+    in.slots[static_cast<uint32_t>(fragment.tag)].read = fragment.read;
   }
   fragments_.clear();
 }
@@ -254,8 +246,9 @@ void WeightPager::PlanReads(uint32_t layer, uint32_t slot, uint8_t which) {
     const uint64_t offset = layout_.FileOffset(layer, group, fragment);
     std::byte* const to = SlotBytes(in, slot) + layout_.MemoryOffset(fragment);
     const size_t bytes = layout_.RowFragmentBytes(fragment);
-    for (size_t done = 0; done < bytes; done += kMaxReadBytes) {
-      const auto length = static_cast<uint32_t>(std::min(kMaxReadBytes, bytes - done));
+    for (size_t done = 0; done < bytes; done += WeightLayout::kMaxReadBytes) {
+      const auto length =
+          static_cast<uint32_t>(std::min(WeightLayout::kMaxReadBytes, bytes - done));
       ++state.pending[fragment];
       fragments_.push_back({.offset = offset + done,
                             .to = to + done,
