@@ -185,6 +185,7 @@ nlohmann::json Difference(const WeightPagerStats& a, const WeightPagerStats& b, 
           {"missed_rows", per_token(a.missed_rows, b.missed_rows)},
           {"joined_rows", per_token(a.joined_rows, b.joined_rows)},
           {"prefetched_rows", per_token(a.prefetched_rows, b.prefetched_rows)},
+          {"used_prefetches", per_token(a.used_prefetches, b.used_prefetches)},
           {"dropped_prefetches", per_token(a.dropped_prefetches, b.dropped_prefetches)},
           {"moved_rows", per_token(a.moved_rows, b.moved_rows)}};
 }
@@ -214,8 +215,6 @@ nlohmann::json RunPager(std::shared_ptr<const BundleFile> file, const std::strin
       OrDie(pager->Require(layer, trace.firing[token][layer]));
       if (prefetch && layer + 1 < shape.layers) {
         pager->Prefetch(layer + 1, trace.guessed[token][layer + 1]);
-      } else if (prefetch && token + 1 < trace.firing.size()) {
-        // The next token's first layer cannot be known; its hottest neurons are pinned.
       }
       OrDie(pager->Ffn(layer, x, absl::MakeSpan(out)));
     }
@@ -244,7 +243,8 @@ nlohmann::json RunMapped(std::shared_ptr<const BundleFile> file, bool ahead, con
   ComputePool pool(absl::GetFlag(FLAGS_threads));
   SparseFfn ffn(*file, layout, pool);
   const std::vector<float> x(shape.width, 0.01f);
-  std::vector<float> out(shape.width), scales(shape.neurons * shape.group_neurons);
+  std::vector<float> out(shape.width);
+  std::vector<float> scales(shape.neurons * shape.group_neurons);
   std::vector<FfnGroup> groups;
   const size_t warmup = std::min(absl::GetFlag(FLAGS_warmup), trace.firing.size() - 1);
   absl::Time start = absl::Now();
@@ -289,6 +289,7 @@ void Run(const std::string& path, const std::string& arm, bool limited) {
   result["arm"] = arm;
   result["file"] = shape.ToString();
   result["trace"] = TraceParameters(shape).ToString();
+  result["group_bytes"] = shape.group_bytes();
   result["dram_bytes"] = dram_bytes;
   result["peak_resident_bytes"] = static_cast<uint64_t>(usage.ru_maxrss) << 10;
   result["resident_before_bytes"] = static_cast<uint64_t>(before.ru_maxrss) << 10;

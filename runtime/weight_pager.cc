@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "io/check.h"
@@ -28,15 +29,12 @@ void WeightPager::BeginToken() {
   required_.reset();
   ++token_;
   ++stats_.tokens;
-  if (options_.window_tokens == 0) return;
-  for (Layer& layer : layers_) DropExpired(layer);
 }
 
 void WeightPager::DropExpired(Layer& layer) {
-  // A row that is on its way can neither be dropped nor moved; its layer waits for the next token.
+  // A row that is on its way can be neither dropped nor moved; then the next token drops the rest.
   while (const std::optional<uint32_t> oldest = layer.rows.Oldest()) {
-    if (layer.rows.last_use(*oldest) + options_.window_tokens >= token_) return;
-    if (layer.rows.last_is_held()) return;
+    if (layer.rows.last_use(*oldest) >= ExpiredBefore() || layer.rows.last_is_held()) return;
     const WeightRows::Move move = layer.rows.Erase(*oldest);
     ++stats_.evicted_rows;
     if (move.from == WeightRows::kNone) continue;
@@ -153,8 +151,9 @@ void WeightPager::FindRow(uint32_t layer, Entry& entry) {
   if (slot == WeightRows::kNone) return;
   entry.slot = slot;
   in.rows.Touch(slot, use_, token_);
-  const SlotState& state = in.slots[slot];
+  SlotState& state = in.slots[slot];
   const auto missing = static_cast<uint8_t>(NeededAtFirst() & ~state.have);
+  if (std::exchange(state.guessed, false)) ++stats_.used_prefetches;
   if (missing == 0) {
     ++stats_.hit_rows;
   } else if (state.reading()) {
@@ -169,7 +168,7 @@ void WeightPager::FindRow(uint32_t layer, Entry& entry) {
 void WeightPager::InsertRow(uint32_t layer, Entry& entry) {
   ++stats_.missed_rows;
   Layer& in = layers_[layer];
-  const WeightRows::Inserted inserted = in.rows.Insert(entry.row, use_, token_);
+  const WeightRows::Inserted inserted = in.rows.Insert(entry.row, use_, token_, ExpiredBefore());
   if (inserted.slot == WeightRows::kNone) return;
   if (inserted.evicted_row != WeightRows::kNone) ++stats_.evicted_rows;
   entry.slot = inserted.slot;
@@ -219,6 +218,7 @@ void WeightPager::PrefetchMarked(uint32_t layer) {
     }
     if (inserted.evicted_row != WeightRows::kNone) ++stats_.evicted_rows;
     in.slots[inserted.slot] = {};
+    in.slots[inserted.slot].guessed = true;
     ++stats_.prefetched_rows;
     PlanReads(layer, inserted.slot, NeededAtFirst());
   }

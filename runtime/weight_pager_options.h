@@ -21,8 +21,8 @@ struct WeightPagerOptions {
   // All memory that the pager takes, its tables and staging included; of the bundle file's own
   // directory nothing. Divided evenly among the layers.
   uint64_t dram_bytes = 0;
-  // Rows that no token used for so many tokens are dropped. 0: as many as the memory holds, that
-  // is, a row stays until its place is needed, the one unused for longest goes first.
+  // A layer keeps the rows that its last so many tokens used. 0: as many as the memory holds, that
+  // is, a row stays until its place is needed, and the one unused for longest goes first.
   size_t window_tokens = 0;
   // The share of a layer's rows in memory that the hottest neurons of the file's calibration hold
   // for good. Without frequencies in the file none are. From 0 to 1.
