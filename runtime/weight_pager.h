@@ -88,8 +88,8 @@ struct WeightPagerStats {
 class WeightPager {
  public:
   // kInvalidArgument naming the option; kInvalidArgument with needed and given bytes when the
-  // memory cannot hold the least that each layer needs, see MinDramBytes; those of OpenFileDevice
-  // and of memory.
+  // memory cannot hold the least that each layer needs, see MinDramBytes; kResourceExhausted when
+  // the budget has not that much; those of OpenFileDevice and of memory.
   static absl::StatusOr<std::unique_ptr<WeightPager>> Open(std::shared_ptr<const BundleFile> file,
                                                            const WeightPagerOptions& options);
   // The same with a device of the caller's, which holds the file's bytes.
@@ -251,6 +251,7 @@ class WeightPager {
   void DrainChunks();
 
   // Constant after Open.
+  MemoryReservation reservation_;
   const std::shared_ptr<const BundleFile> file_;
   const WeightPagerOptions options_;
   const WeightLayout layout_;

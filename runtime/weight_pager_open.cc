@@ -18,6 +18,9 @@ constexpr uint64_t kMaxStagingBytes = uint64_t{16} << 20;
 constexpr uint64_t kMaxBuffers = 16;
 constexpr uint64_t kMinBuffers = 2;
 
+// What the pager is called in a MemoryBudget.
+constexpr char kMemoryClient[] = "weights";
+
 // More threads than processors compute nothing sooner.
 size_t UsefulThreads(size_t threads) {
   return std::min<size_t>(threads, std::max(1u, std::thread::hardware_concurrency()));
@@ -34,7 +37,8 @@ WeightReaderOptions ReaderOptions(const WeightPagerOptions& options, size_t max_
           .gap_bytes = options.max_overread > 0 ? options.profile.CoalescingGapBytes() : 0,
           .max_overread = options.max_overread,
           .request_bytes = options.profile.AdvisedRequestBytes(),
-          .max_reads = max_reads};
+          .max_reads = max_reads,
+          .share = options.device_share};
 }
 
 }  // namespace
@@ -46,6 +50,8 @@ struct WeightPager::Sizes {
   uint32_t chunk_groups = 0;
   uint32_t chunk_buffers = 0;
   size_t max_reads = 0;
+
+  uint64_t TotalBytes() const { return fixed_bytes + capacity * row_bytes; }
 };
 
 WeightPager::Sizes WeightPager::SizesFor(const BundleShape& shape,
@@ -102,8 +108,6 @@ absl::StatusOr<WeightPager::Sizes> WeightPager::FittingSizes(const BundleShape& 
 
 absl::StatusOr<std::unique_ptr<WeightPager>> WeightPager::Open(
     std::shared_ptr<const BundleFile> file, const WeightPagerOptions& options) {
-  absl::StatusOr<Sizes> sizes = FittingSizes(file->shape(), options);
-  if (!sizes.ok()) return sizes.status();
   FileDeviceOptions device_options;
   device_options.path = file->path();
   device_options.read_only = true;
@@ -116,10 +120,23 @@ absl::StatusOr<std::unique_ptr<WeightPager>> WeightPager::Open(
 }
 
 absl::StatusOr<std::unique_ptr<WeightPager>> WeightPager::Open(
-    std::shared_ptr<const BundleFile> file, const WeightPagerOptions& options,
+    std::shared_ptr<const BundleFile> file, const WeightPagerOptions& given,
     std::unique_ptr<BlockDevice> device) {
+  WeightPagerOptions options = given;
+  if (options.memory != nullptr && options.dram_bytes == 0) {
+    const absl::StatusOr<uint64_t> available = options.memory->Available(kMemoryClient);
+    if (!available.ok()) return available.status();
+    options.dram_bytes = *available;
+  }
   absl::StatusOr<Sizes> sizes = FittingSizes(file->shape(), options);
   if (!sizes.ok()) return sizes.status();
+  MemoryReservation reservation;
+  if (options.memory != nullptr) {
+    absl::StatusOr<MemoryReservation> reserved =
+        options.memory->Reserve(kMemoryClient, sizes->TotalBytes());
+    if (!reserved.ok()) return reserved.status();
+    reservation = *std::move(reserved);
+  }
   const WeightLayout layout(file->shape(), options);
   const size_t arena_bytes =
       size_t{file->shape().layers} * sizes->capacity * layout.row_bytes() +
@@ -132,6 +149,7 @@ absl::StatusOr<std::unique_ptr<WeightPager>> WeightPager::Open(
   if (!reader.ok()) return reader.status();
   auto pager = std::unique_ptr<WeightPager>(
       new WeightPager(std::move(file), options, *sizes, *std::move(arena)));
+  pager->reservation_ = std::move(reservation);
   pager->reader_ = *std::move(reader);
   pager->PinRows();
   return pager;
@@ -142,7 +160,7 @@ WeightPager::WeightPager(std::shared_ptr<const BundleFile> file, const WeightPag
     : file_(std::move(file)),
       options_(options),
       layout_(file_->shape(), options),
-      memory_bytes_(sizes.fixed_bytes + sizes.capacity * sizes.row_bytes),
+      memory_bytes_(sizes.TotalBytes()),
       capacity_(sizes.capacity),
       chunk_groups_(sizes.chunk_groups),
       chunk_buffers_(sizes.chunk_buffers),

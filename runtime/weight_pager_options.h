@@ -3,11 +3,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "absl/status/status.h"
 #include "index/compute_pool.h"
 #include "io/block_device.h"
 #include "io/device_profile.h"
+#include "io/device_share.h"
+#include "runtime/memory_budget.h"
 
 namespace terrace {
 
@@ -21,6 +24,9 @@ struct WeightPagerOptions {
   // All memory that the pager takes, its tables and staging included; of the bundle file's own
   // directory nothing. Divided evenly among the layers.
   uint64_t dram_bytes = 0;
+  // Where these bytes come from, as the client "weights"; with dram_bytes 0, all that are available
+  // to it. Null: nobody counts.
+  std::shared_ptr<MemoryBudget> memory = {};
   // A layer keeps the rows that its last so many tokens used. 0: as many as the memory holds, that
   // is, a row stays until its place is needed, and the one unused for longest goes first.
   size_t window_tokens = 0;
@@ -46,6 +52,9 @@ struct WeightPagerOptions {
   size_t prefetch_depth = 32;
   IoEngine engine = IoEngine::kAuto;
   bool direct_io = true;
+  // The depth that the disk has for all who use it, such as the tier of KV blocks, whose reads come
+  // first. Null: the disk is the pager's.
+  std::shared_ptr<DeviceShare> device_share = {};
   // A read that failed or brought wrong bytes is repeated so many times.
   size_t rereads = 2;
   // The threads that compute; null: the pager has its own, `threads` of them, 0 being one for each

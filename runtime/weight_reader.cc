@@ -7,6 +7,13 @@
 #include "io/check.h"
 
 namespace terrace {
+namespace {
+
+// Behind the KV tier, which has rank 0: what attention waits for was evicted for want of memory,
+// while a step reads weights all the time.
+constexpr uint8_t kShareRank = 1;
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<WeightReader>> WeightReader::Create(
     std::unique_ptr<BlockDevice> device, const WeightReaderOptions& options,
@@ -16,8 +23,11 @@ absl::StatusOr<std::unique_ptr<WeightReader>> WeightReader::Create(
   auto reader = std::unique_ptr<WeightReader>(new WeightReader(options, *std::move(gaps)));
   // Without, reads work as well, only at more CPU.
   static_cast<void>(device->RegisterBuffers(memory));
-  const IoSchedulerOptions scheduling = {.class_depth = {options.depth, options.prefetch_depth, 1},
-                                         .queue_capacity = options.max_reads};
+  IoSchedulerOptions scheduling;
+  scheduling.class_depth = {options.depth, options.prefetch_depth, 1};
+  scheduling.queue_capacity = options.max_reads;
+  scheduling.share = options.share;
+  scheduling.share_rank = kShareRank;
   reader->scheduler_ = std::make_unique<IoScheduler>(
       std::move(device), scheduling,
       [raw = reader.get()](absl::Span<IoRequest* const> done) { raw->OnDone(done); });

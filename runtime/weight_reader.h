@@ -30,6 +30,7 @@ struct WeightReaderOptions {
   // Requests that there are: under way, or finished and not yet taken. Half of them are kept for
   // demand. 2 or more.
   size_t max_reads = 256;
+  std::shared_ptr<DeviceShare> share = {};
 };
 
 struct WeightReaderStats {
