@@ -148,7 +148,7 @@ class WeightPager {
  private:
   // What the bytes of a slot are.
   struct SlotState {
-    std::array<uint16_t, WeightLayout::kMaxFragments> pending = {};  // reads of each fragment
+    std::array<uint32_t, WeightLayout::kMaxFragments> pending = {};  // reads of each fragment
     uint8_t have = 0;                       // fragments that arrived; a bit each
     uint8_t verified = 0;                   // of those, which were what was packed
     uint8_t failed = 0;                     // fragments of which some read failed

@@ -56,12 +56,17 @@ void WeightPager::PlanChunk(uint32_t index) {
     for (uint32_t fragment = 0; fragment < (runs ? 1 : layout_.fragments()); ++fragment) {
       const size_t bytes =
           runs ? read_groups * layout_.group_bytes() : layout_.GroupFragmentBytes(fragment);
-      fragments_.push_back({.offset = layout_.FileOffset(layer, chunk.first_group + i, fragment),
-                            .to = to + (runs ? 0 : layout_.MemoryOffset(fragment)),
-                            .bytes = static_cast<uint32_t>(bytes),
-                            .read = WeightReader::kNoRead,
-                            .tag = kChunkTag | index});
-      ++chunk.pending;
+      std::byte* const begin = to + (runs ? 0 : layout_.MemoryOffset(fragment));
+      const uint64_t offset = layout_.FileOffset(layer, chunk.first_group + i, fragment);
+      for (size_t done = 0; done < bytes; done += WeightLayout::kMaxReadBytes) {
+        fragments_.push_back(
+            {.offset = offset + done,
+             .to = begin + done,
+             .bytes = static_cast<uint32_t>(std::min(WeightLayout::kMaxReadBytes, bytes - done)),
+             .read = WeightReader::kNoRead,
+             .tag = kChunkTag | index});
+        ++chunk.pending;
+      }
     }
   }
 }

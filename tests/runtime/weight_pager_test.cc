@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <random>
 #include <set>
@@ -308,6 +309,33 @@ TEST(WeightPagerTest, ABudgetBelowOneLayersNeedSaysNeededAndGiven) {
   ASSERT_TRUE(pager->Require(0, AllPlaces(shape)).ok());
   ASSERT_TRUE(pager->Ffn(0, x, absl::MakeSpan(out)).ok());
   ExpectNear(out, sample.Reference(0, x, AllPlaces(shape)));
+}
+
+TEST(WeightPagerTest, ReadsTheFileOnTheDisk) {
+  const BundleShape shape = Shape(true);
+  const BundleSample sample(shape, 30);
+  for (const IoEngine engine : {IoEngine::kAuto, IoEngine::kThreads}) {
+    WeightPagerOptions options = RoomFor(shape, 5);
+    options.engine = engine;
+    const auto pager = WeightPager::Open(sample.file(), options);
+    ASSERT_TRUE(pager.ok()) << pager.status();
+    EXPECT_EQ((*pager)->device_info().path, sample.path());
+    const std::vector<float> x = NormalFloats(shape.width, 31);
+    std::vector<float> out(shape.width);
+    for (uint32_t layer = 0; layer < shape.layers; ++layer) {
+      (*pager)->BeginToken();
+      ASSERT_TRUE((*pager)->Require(layer, AllPlaces(shape)).ok());
+      ASSERT_TRUE((*pager)->Ffn(layer, x, absl::MakeSpan(out)).ok());
+      ExpectNear(out, sample.Reference(layer, x, AllPlaces(shape)));
+    }
+  }
+}
+
+TEST(WeightPagerTest, AFileThatIsGoneIsAnError) {
+  const BundleSample sample(Shape(true), 32);
+  std::remove(sample.path().c_str());
+  EXPECT_EQ(WeightPager::Open(sample.file(), RoomFor(sample.shape(), 5)).status().code(),
+            absl::StatusCode::kNotFound);
 }
 
 TEST(WeightPagerTest, BadCallsAreRefusedAndHarmless) {
