@@ -1,5 +1,6 @@
 #include "io/device_share.h"
 
+#include <array>
 #include <atomic>
 #include <memory>
 #include <thread>
@@ -49,13 +50,11 @@ TEST(DeviceShareTest, WithinAClassTheSmallestRankIsFirst) {
   share.Return(weights, 1);
   EXPECT_TRUE(share.Take(weights, 0)) << "with nothing in the disk a member always gets on";
   share.Return(kv, 1);
-  EXPECT_FALSE(share.in_device() == 0);
-  EXPECT_FALSE(share.Take(weights, 0) && share.Take(weights, 0));
+  EXPECT_FALSE(share.Take(weights, 0)) << "kv waits";
   EXPECT_TRUE(share.Take(kv, 0));
   share.Return(kv, 1);
-  share.StopWaiting(weights);
-  EXPECT_TRUE(share.Take(weights, 0));
-  share.Return(weights, share.in_device());
+  EXPECT_TRUE(share.Take(weights, 0)) << "kv waits no more";
+  share.Return(weights, 2);
   share.Leave(kv);
   share.Leave(weights);
 }
@@ -81,18 +80,21 @@ class SharedSchedulersTest : public testing::Test {
     return party;
   }
 
-  std::vector<IoRequest*> Make(size_t count) {
+  // That read into a page of their own.
+  std::vector<IoRequest*> Make(size_t count, size_t page = 0) {
     std::vector<IoRequest*> batch;
     for (size_t i = 0; i < count; ++i) {
       requests_.push_back(std::make_unique<IoRequest>());
-      requests_.back()->buffers = absl::MakeConstSpan(&page_, 1);
+      requests_.back()->buffers = absl::MakeConstSpan(&pages_[page], 1);
       batch.push_back(requests_.back().get());
     }
     return batch;
   }
 
-  AlignedBuffer memory_ = *AlignedBuffer::Create(kPageBytes);
-  const iovec page_ = {memory_.data(), kPageBytes};
+  AlignedBuffer memory_ = *AlignedBuffer::Create(3 * kPageBytes);
+  const std::array<iovec, 3> pages_ = {{{memory_.data(), kPageBytes},
+                                        {memory_.data() + kPageBytes, kPageBytes},
+                                        {memory_.data() + 2 * kPageBytes, kPageBytes}}};
   std::vector<std::unique_ptr<IoRequest>> requests_;
 };
 
@@ -137,7 +139,7 @@ TEST_F(SharedSchedulersTest, BothGetOnToTheEnd) {
           [&done](absl::Span<IoRequest* const> batch) { done += batch.size(); }));
     }
     std::vector<std::vector<IoRequest*>> batches;
-    for (size_t i = 0; i < 3; ++i) batches.push_back(Make(kRequests));
+    for (size_t i = 0; i < 3; ++i) batches.push_back(Make(kRequests, i));
     std::vector<std::thread> threads;
     for (size_t i = 0; i < 3; ++i) {
       threads.emplace_back([&, i] {
