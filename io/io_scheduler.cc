@@ -27,7 +27,12 @@ uint8_t QueueBits(size_t io_class, size_t lane) {
 
 IoScheduler::IoScheduler(std::unique_ptr<BlockDevice> device, const IoSchedulerOptions& options,
                          CompletionHandler handler)
-    : device_(std::move(device)), options_(options), handler_(std::move(handler)) {
+    : device_(std::move(device)),
+      options_(options),
+      handler_(std::move(handler)),
+      member_(options.share == nullptr ? nullptr : options.share->Join(options.share_rank, [this] {
+        device_->Wake();
+      })) {
   for (const size_t depth : options_.class_depth) TERRACE_CHECK(depth > 0);
   thread_ = std::thread([this] { Run(); });
 }
@@ -39,6 +44,7 @@ IoScheduler::~IoScheduler() {
   }
   device_->Wake();
   thread_.join();
+  if (member_ != nullptr) options_.share->Leave(member_);
 }
 
 absl::Status IoScheduler::Submit(IoClass io_class, absl::Span<IoRequest* const> batch) {
@@ -116,6 +122,9 @@ void IoScheduler::Run() {
 void IoScheduler::TakeRunnable(std::vector<IoRequest*>& batch) {
   batch.clear();
   while (const std::optional<size_t> index = NextClass()) {
+    // Who is refused is woken when it is its turn, and comes back here.
+    if (member_ != nullptr && !options_.share->Take(member_, *index)) return;
+    CountOvertaken(*index);
     IoRequest* const request = queues_[*index].PopFront();
     request->queue |= kTaken;
     ++in_device_[*index].requests;
@@ -124,24 +133,27 @@ void IoScheduler::TakeRunnable(std::vector<IoRequest*>& batch) {
     --queued_;
     batch.push_back(request);
   }
+  if (member_ != nullptr) options_.share->StopWaiting(member_);
 }
 
-std::optional<size_t> IoScheduler::NextClass() {
+std::optional<size_t> IoScheduler::NextClass() const {
   std::optional<size_t> next;
   for (size_t index = 0; index < kIoClassCount; ++index) {
     if (!MayRun(index)) continue;
     if (!next || overtaken_[index] >= options_.patience) next = index;
   }
-  if (!next) return next;
-  overtaken_[*next] = 0;
-  for (size_t index = *next + 1; index < kIoClassCount; ++index) {
-    const bool waits = !queues_[index].empty() && in_device_[index].requests == 0;
-    overtaken_[index] = waits ? overtaken_[index] + 1 : 0;
-  }
   return next;
 }
 
-bool IoScheduler::MayRun(size_t io_class) {
+void IoScheduler::CountOvertaken(size_t io_class) {
+  overtaken_[io_class] = 0;
+  for (size_t index = io_class + 1; index < kIoClassCount; ++index) {
+    const bool waits = !queues_[index].empty() && in_device_[index].requests == 0;
+    overtaken_[index] = waits ? overtaken_[index] + 1 : 0;
+  }
+}
+
+bool IoScheduler::MayRun(size_t io_class) const {
   if (queues_[io_class].empty() || total_in_device_ >= device_->info().depth) return false;
   const InDevice& inside = in_device_[io_class];
   if (inside.requests == 0) return true;
@@ -160,6 +172,7 @@ void IoScheduler::CountDone(absl::Span<IoRequest* const> done) {
     if (request->op == IoOp::kRead) stats_.read_bytes += request->transferred;
     if (request->op == IoOp::kWrite) stats_.written_bytes += request->transferred;
   }
+  if (member_ != nullptr && !done.empty()) options_.share->Return(member_, done.size());
 }
 
 bool IoScheduler::ClaimWake(size_t io_class) {
@@ -177,15 +190,21 @@ void IoScheduler::ClassQueue::Remove(size_t lane, IoRequest* request) {
   --size_;
 }
 
-IoRequest* IoScheduler::ClassQueue::Front() {
-  while (lanes_[turn_ % kLanes].empty()) ++turn_;
-  return lanes_[turn_ % kLanes].front();
+size_t IoScheduler::ClassQueue::TurnLane() const {
+  size_t turn = turn_;
+  while (lanes_[turn % kLanes].empty()) ++turn;
+  return turn;
+}
+
+const IoRequest* IoScheduler::ClassQueue::Front() const {
+  return lanes_[TurnLane() % kLanes].front();
 }
 
 IoRequest* IoScheduler::ClassQueue::PopFront() {
-  Front();  // takes the turn to a lane where one waits
+  const size_t turn = TurnLane();
+  turn_ = turn + 1;
   --size_;
-  return lanes_[turn_++ % kLanes].PopFront();
+  return lanes_[turn % kLanes].PopFront();
 }
 
 }  // namespace terrace

@@ -16,6 +16,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "io/block_device.h"
+#include "io/device_share.h"
 
 namespace terrace {
 
@@ -42,6 +43,10 @@ struct IoSchedulerOptions {
   size_t patience = 64;
   // Requests queued ahead of the device, over all classes.
   size_t queue_capacity = 1024;
+  // With other schedulers on the same disk: their common depth, and which of them comes first
+  // within a class, the smallest rank does. Shared by all of them. Null: the disk is this one's.
+  std::shared_ptr<DeviceShare> share = {};
+  uint8_t share_rank = 0;
 };
 
 struct IoSchedulerStats {
@@ -97,10 +102,12 @@ class IoScheduler {
     size_t NextLane() { return next_lane_++ % kLanes; }
     void PushBack(size_t lane, IoRequest* request);
     void Remove(size_t lane, IoRequest* request);
-    IoRequest* Front();  // whose turn it is; REQUIRES: not empty
+    const IoRequest* Front() const;  // whose turn it is; REQUIRES: not empty
     IoRequest* PopFront();
 
    private:
+    size_t TurnLane() const;  // the turn of the next request; REQUIRES: not empty
+
     std::array<IoRequestQueue, kLanes> lanes_;
     size_t turn_ = 0;
     size_t next_lane_ = 0;
@@ -111,9 +118,11 @@ class IoScheduler {
   void TakeRunnable(std::vector<IoRequest*>& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CountDone(absl::Span<IoRequest* const> done) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The class whose turn it is; nullopt when none may send a request to the device.
-  std::optional<size_t> NextClass() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::optional<size_t> NextClass() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // A request of this class goes to the device, past those of the others.
+  void CountOvertaken(size_t io_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Whether the first waiting request of this class may go to the device.
-  bool MayRun(size_t io_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool MayRun(size_t io_class) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Whether the I/O thread sleeps over a request of this class that it could run. Then the caller
   // must Wake the device once it has released `mu_`; it is asked once only.
   bool ClaimWake(size_t io_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -122,6 +131,7 @@ class IoScheduler {
   const std::unique_ptr<BlockDevice> device_;
   const IoSchedulerOptions options_;
   const CompletionHandler handler_;
+  DeviceShare::Member* const member_;  // of options_.share; null without one
 
   mutable absl::Mutex mu_;
   struct InDevice {

@@ -44,7 +44,8 @@ struct RuntimeStats {
 // The KV state of one model's sequences, over the tiers of one machine. Thread-safe.
 class Runtime {
  public:
-  // kInvalidArgument naming the option; otherwise those of TierManager::Open and of memory.
+  // kInvalidArgument naming the option; kResourceExhausted when options.memory has not that much;
+  // otherwise those of TierManager::Open and of memory.
   static absl::StatusOr<std::unique_ptr<Runtime>> Open(const RuntimeOptions& options) {
     return Open(options, {});
   }

@@ -35,10 +35,13 @@ absl::StatusOr<std::unique_ptr<RuntimeCore>> RuntimeCore::Open(RuntimeOptions op
   if (!rope.ok()) return rope.status();
   auto core = std::unique_ptr<RuntimeCore>(new RuntimeCore(std::move(options), *std::move(rope)));
   if (absl::Status status = core->MakePolicies(); !status.ok()) return status;
+  const uint64_t fixed_bytes = core->options_.tiers.dram_bytes + core->options_.IndexBytes();
+  if (absl::Status status = core->Reserve(fixed_bytes); !status.ok()) return status;
   auto tiers = TierManager::Open(core->options_.tiers, std::move(parts));
   if (!tiers.ok()) return tiers.status();
   core->tiers_ = *std::move(tiers);
   if (absl::Status status = core->MakeMemory(); !status.ok()) return status;
+  if (absl::Status status = core->Reserve(core->window_bytes()); !status.ok()) return status;
   core->chain_root_ = ChainRoot(core->options_.tiers.model_fingerprint, /*space=*/0);
   core->saved_ = std::make_unique<SavedContexts>(*core);
   if (absl::Status status = core->saved_->Recover(); !status.ok()) return status;
@@ -62,6 +65,14 @@ RuntimeCore::RuntimeCore(RuntimeOptions options, Rope rope)
 RuntimeCore::~RuntimeCore() {
   absl::MutexLock lock(&mu_);
   TERRACE_CHECK(contexts_.empty());
+}
+
+absl::Status RuntimeCore::Reserve(uint64_t bytes) {
+  if (options_.memory == nullptr) return absl::OkStatus();
+  absl::StatusOr<MemoryReservation> reserved = options_.memory->Reserve("kv", bytes);
+  if (!reserved.ok()) return reserved.status();
+  reservations_.push_back(*std::move(reserved));
+  return absl::OkStatus();
 }
 
 absl::Status RuntimeCore::MakePolicies() {

@@ -103,8 +103,11 @@ class RuntimeCore {
   absl::Status MakePolicies();
   absl::Status MakeMemory();
   absl::Status Summarise(ColumnIndex column);
+  // Takes bytes of the memory that is shared with others, if any is.
+  absl::Status Reserve(uint64_t bytes);
 
   const RuntimeOptions options_;
+  std::vector<MemoryReservation> reservations_;
   const Rope rope_;
   TailLayout tail_layout_;
   std::vector<std::unique_ptr<LookupPolicy>> policies_;  // [layers, kv_heads]

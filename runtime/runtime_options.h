@@ -3,11 +3,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "runtime/lookup_policy.h"
+#include "runtime/memory_budget.h"
 #include "runtime/model_shape.h"
 #include "tiers/tier_options.h"
 
@@ -28,6 +30,10 @@ struct RuntimeOptions {
   // model_fingerprint follow from the shape and are set by Open. With tiers.reuse, saved contexts
   // and cached prefixes of an earlier run are there again.
   TierManagerOptions tiers = {};
+
+  // Where tiers.dram_bytes, the windows and index_bytes come from, as the client "kv", where they
+  // share memory with others such as a WeightPager. Null: nobody counts.
+  std::shared_ptr<MemoryBudget> memory = {};
 
   // A block has so many tokens; with the shape, it must come to whole pages of 4 KiB.
   size_t tokens_per_block = 128;

@@ -114,6 +114,7 @@ absl::Status TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
   options.class_depth[static_cast<size_t>(IoClass::kDemand)] =
       depth - std::min<size_t>(8, depth / 4);
   options.queue_capacity = kFlights + Placement::kWriteGroups + kUpkeepWrites + kBlockingRequests;
+  options.share = options_.device_share;
   scheduler_ = std::make_unique<IoScheduler>(
       std::move(device), options,
       [this](absl::Span<IoRequest* const> done) { OnCompletions(done); });

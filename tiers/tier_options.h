@@ -4,11 +4,13 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "absl/status/status.h"
 #include "io/block_device.h"
 #include "io/device_profile.h"
+#include "io/device_share.h"
 #include "tiers/nvme_recovery.h"
 #include "tiers/placement.h"
 #include "tiers/tier.h"
@@ -36,6 +38,9 @@ struct TierManagerOptions {
   IoEngine engine = IoEngine::kAuto;
   bool direct_io = true;
   size_t io_depth = 64;  // requests in the kernel at once
+  // The depth that the disk has for all who use it, where others than this tier do: weights that
+  // are paged from the same disk come behind it. Null: the disk is the tier's.
+  std::shared_ptr<DeviceShare> device_share = {};
 
   // So much of the host memory that blocks are read into is registered with io_uring, the staging
   // pool first, which saves about a tenth of the CPU time of a read. The kernel pins it, so Open

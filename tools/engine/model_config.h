@@ -7,15 +7,13 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "runtime/activation.h"
 #include "runtime/rope.h"
 
 namespace terrace {
 
 // No head is larger.
 inline constexpr size_t kMaxHeadDim = 1024;
-
-// What gates the feed-forward network: down(activation(gate x) * up x).
-enum class Activation : uint8_t { kSilu, kRelu };
 
 // The shape of a model in the Hugging Face Llama layout, as its config.json has it.
 struct ModelConfig {
