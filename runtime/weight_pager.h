@@ -182,7 +182,8 @@ class WeightPager {
 
   WeightPager(std::shared_ptr<const BundleFile> file, const WeightPagerOptions& options,
               const Sizes& sizes, AlignedBuffer arena);
-  static Sizes SizesFor(const BundleShape& shape, const WeightPagerOptions& options);
+  static Sizes SizesFor(const BundleShape& shape, const WeightPagerOptions& options,
+                        uint64_t staging_bytes);
   static absl::StatusOr<Sizes> FittingSizes(const BundleShape& shape,
                                             const WeightPagerOptions& options);
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,12 +11,17 @@
 namespace terrace {
 namespace {
 
-// Staging has a sixteenth of the memory, as far as reads of 1 MiB gain by it; and buffers enough
-// that the device always has some to fill.
+// Staging has a sixteenth of what memory there is beyond the least, as far as reads of 1 MiB gain
+// by it; and buffers enough that the device always has some to fill.
 constexpr uint64_t kStagingShare = 16;
 constexpr uint64_t kMaxStagingBytes = uint64_t{16} << 20;
 constexpr uint64_t kMaxBuffers = 16;
 constexpr uint64_t kMinBuffers = 2;
+
+// More threads than processors compute nothing sooner.
+size_t UsefulThreads(size_t threads) {
+  return std::min<size_t>(threads, std::max(1u, std::thread::hardware_concurrency()));
+}
 
 WeightReaderOptions ReaderOptions(const WeightPagerOptions& options) {
   return {.depth = options.depth,
@@ -36,12 +42,13 @@ struct WeightPager::Sizes {
 };
 
 WeightPager::Sizes WeightPager::SizesFor(const BundleShape& shape,
-                                         const WeightPagerOptions& options) {
+                                         const WeightPagerOptions& options,
+                                         uint64_t staging_bytes) {
   const WeightLayout layout(shape, options);
   Sizes sizes;
   const uint64_t group = layout.group_bytes();
-  const uint64_t staging = std::clamp(options.dram_bytes / kStagingShare, kMinBuffers * group,
-                                      std::max(kMinBuffers * group, kMaxStagingBytes));
+  const uint64_t least = kMinBuffers * group;
+  const uint64_t staging = std::clamp(staging_bytes, least, std::max(least, kMaxStagingBytes));
   const uint64_t buffers = std::clamp(staging / group, kMinBuffers, kMaxBuffers);
   sizes.chunk_buffers = static_cast<uint32_t>(buffers);
   sizes.chunk_groups = static_cast<uint32_t>(
@@ -59,9 +66,7 @@ WeightPager::Sizes WeightPager::SizesFor(const BundleShape& shape,
 }
 
 uint64_t WeightPager::MinDramBytes(const BundleShape& shape, const WeightPagerOptions& options) {
-  WeightPagerOptions least = options;
-  least.dram_bytes = 0;
-  const Sizes sizes = SizesFor(shape, least);
+  const Sizes sizes = SizesFor(shape, options, 0);
   return sizes.fixed_bytes + sizes.row_bytes;
 }
 
@@ -73,15 +78,14 @@ absl::StatusOr<WeightPager::Sizes> WeightPager::FittingSizes(const BundleShape& 
   if (options.row == WeightRow::kExpert && !shape.groups_are_runs()) {
     return absl::InvalidArgumentError("weights: rows of whole experts need a bundled layout");
   }
-  Sizes sizes = SizesFor(shape, options);
   const uint64_t needed = MinDramBytes(shape, options);
-  const uint64_t given = std::max(options.dram_bytes, needed);
-  if (options.dram_bytes < needed || given < sizes.fixed_bytes + sizes.row_bytes) {
+  if (options.dram_bytes < needed) {
     return absl::InvalidArgumentError(
         absl::StrCat("weights: ", shape.ToString(), " need at least ", needed,
-                     " bytes of memory, of which ", sizes.row_bytes / shape.layers,
-                     " for one row of each layer, and ", options.dram_bytes, " are given"));
+                     " bytes of memory, a row of each layer among them, and ", options.dram_bytes,
+                     " are given"));
   }
+  Sizes sizes = SizesFor(shape, options, (options.dram_bytes - needed) / kStagingShare);
   const WeightLayout layout(shape, options);
   sizes.capacity = static_cast<uint32_t>(std::min<uint64_t>(
       (options.dram_bytes - sizes.fixed_bytes) / sizes.row_bytes, layout.layer_rows()));
@@ -137,7 +141,9 @@ WeightPager::WeightPager(std::shared_ptr<const BundleFile> file, const WeightPag
       arena_(std::move(arena)),
       staging_(arena_.data() +
                size_t{file_->shape().layers} * sizes.capacity * layout_.row_bytes()),
-      own_pool_(options.pool == nullptr ? std::make_unique<ComputePool>(options.threads) : nullptr),
+      own_pool_(options.pool == nullptr
+                    ? std::make_unique<ComputePool>(UsefulThreads(options.threads))
+                    : nullptr),
       pool_(options.pool == nullptr ? *own_pool_ : *options.pool),
       ffn_(*file_, layout_, pool_),
       marks_((layout_.layer_rows() + 63) / 64),
@@ -165,9 +171,8 @@ void WeightPager::PinHottest() {
   const auto count = static_cast<uint32_t>(static_cast<double>(capacity_) * options_.pinned_share);
   if (count == 0 || file_->tables().frequency.empty()) return;
   for (uint32_t layer = 0; layer < layers_.size(); ++layer) {
-    fragments_.clear();
     PinHottest(layer, count);
-    reader_->Demand(absl::MakeSpan(fragments_));
+    ReadPlanned();
     // What fails is not there, and is read again when it is required.
     while (reader_->under_way() > 0) HandleArrivals(reader_->Wait());
   }
