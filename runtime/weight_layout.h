@@ -19,6 +19,9 @@ namespace terrace {
 class WeightLayout {
  public:
   static constexpr uint32_t kMaxFragments = BundleShape::kMaxPieces;
+  // A fragment, such as a whole expert, is read in pieces of so much: several keep a device busy
+  // that one would not.
+  static constexpr size_t kMaxReadBytes = size_t{1} << 20;
 
   // REQUIRES: valid shape and options; no unbundled layout with rows of whole experts.
   WeightLayout(const BundleShape& shape, const WeightPagerOptions& options);
@@ -49,6 +52,14 @@ class WeightLayout {
   size_t GroupFragmentBytes(uint32_t fragment) const { return fragment_bytes_[fragment]; }
   size_t RowFragmentBytes(uint32_t fragment) const {
     return row_groups_ * fragment_bytes_[fragment];
+  }
+  // The reads that a row begins with.
+  size_t FirstReads() const {
+    size_t reads = 0;
+    for (uint32_t fragment = 0; fragment < (staged_ ? 1 : fragments_); ++fragment) {
+      reads += (RowFragmentBytes(fragment) + kMaxReadBytes - 1) / kMaxReadBytes;
+    }
+    return reads;
   }
   size_t MemoryOffset(uint32_t fragment) const { return fragment_start_[fragment]; }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "io/check.h"
@@ -10,10 +11,6 @@
 
 namespace terrace {
 namespace {
-
-// Reads of one fragment, such as a whole expert, are at most so long: several keep a device busy
-// that one would not.
-constexpr size_t kMaxReadBytes = size_t{1} << 20;
 
 // What an arrival is for: a fragment of a slot, or a chunk in staging.
 constexpr uint64_t kChunkTag = uint64_t{1} << 63;
@@ -32,15 +29,12 @@ void WeightPager::BeginToken() {
   required_.reset();
   ++token_;
   ++stats_.tokens;
-  if (options_.window_tokens == 0) return;
-  for (Layer& layer : layers_) DropExpired(layer);
 }
 
 void WeightPager::DropExpired(Layer& layer) {
-  // A row that is on its way can neither be dropped nor moved; its layer waits for the next token.
+  // A row that is on its way can be neither dropped nor moved; then the next token drops the rest.
   while (const std::optional<uint32_t> oldest = layer.rows.Oldest()) {
-    if (layer.rows.last_use(*oldest) + options_.window_tokens >= token_) return;
-    if (layer.rows.last_is_held()) return;
+    if (layer.rows.last_use(*oldest) >= ExpiredBefore() || layer.rows.last_is_held()) return;
     const WeightRows::Move move = layer.rows.Erase(*oldest);
     ++stats_.evicted_rows;
     if (move.from == WeightRows::kNone) continue;
@@ -157,8 +151,9 @@ void WeightPager::FindRow(uint32_t layer, Entry& entry) {
   if (slot == WeightRows::kNone) return;
   entry.slot = slot;
   in.rows.Touch(slot, use_, token_);
-  const SlotState& state = in.slots[slot];
+  SlotState& state = in.slots[slot];
   const auto missing = static_cast<uint8_t>(NeededAtFirst() & ~state.have);
+  if (std::exchange(state.guessed, false)) ++stats_.used_prefetches;
   if (missing == 0) {
     ++stats_.hit_rows;
   } else if (state.reading()) {
@@ -173,7 +168,7 @@ void WeightPager::FindRow(uint32_t layer, Entry& entry) {
 void WeightPager::InsertRow(uint32_t layer, Entry& entry) {
   ++stats_.missed_rows;
   Layer& in = layers_[layer];
-  const WeightRows::Inserted inserted = in.rows.Insert(entry.row, use_, token_);
+  const WeightRows::Inserted inserted = in.rows.Insert(entry.row, use_, token_, ExpiredBefore());
   if (inserted.slot == WeightRows::kNone) return;
   if (inserted.evicted_row != WeightRows::kNone) ++stats_.evicted_rows;
   entry.slot = inserted.slot;
@@ -212,27 +207,24 @@ void WeightPager::PrefetchMarked(uint32_t layer) {
       in.rows.Touch(slot, use_, token_);
     }
   });
+  const size_t room = reader_->PrefetchRoom();
   for (const uint32_t row : prefetch_rows_) {
+    const bool fits = allowed && fragments_.size() + layout_.FirstReads() <= room;
     const WeightRows::Inserted inserted =
-        allowed ? in.rows.Insert(row, use_, token_) : WeightRows::Inserted();
+        fits ? in.rows.Insert(row, use_, token_) : WeightRows::Inserted();
     if (inserted.slot == WeightRows::kNone) {
       ++stats_.dropped_prefetches;
       continue;
     }
     if (inserted.evicted_row != WeightRows::kNone) ++stats_.evicted_rows;
     in.slots[inserted.slot] = {};
+    in.slots[inserted.slot].guessed = true;
     ++stats_.prefetched_rows;
     PlanReads(layer, inserted.slot, NeededAtFirst());
   }
-  const size_t taken = reader_->Prefetch(absl::MakeSpan(fragments_));
-  for (size_t i = 0; i < fragments_.size(); ++i) {
-    const WeightReader::Fragment& fragment = fragments_[i];
-    if (i < taken) {
-      in.slots[static_cast<uint32_t>(fragment.tag)].read = fragment.read;
-    } else {
-      ++stats_.dropped_prefetches;
-      HandleSlotArrival(fragment.tag, /*ok=*/false);
-    }
+  reader_->Prefetch(absl::MakeSpan(fragments_));
+  for (const WeightReader::Fragment& fragment : fragments_) {
+    in.slots[static_cast<uint32_t>(fragment.tag)].read = fragment.read;
   }
   fragments_.clear();
 }
@@ -254,8 +246,9 @@ void WeightPager::PlanReads(uint32_t layer, uint32_t slot, uint8_t which) {
     const uint64_t offset = layout_.FileOffset(layer, group, fragment);
     std::byte* const to = SlotBytes(in, slot) + layout_.MemoryOffset(fragment);
     const size_t bytes = layout_.RowFragmentBytes(fragment);
-    for (size_t done = 0; done < bytes; done += kMaxReadBytes) {
-      const auto length = static_cast<uint32_t>(std::min(kMaxReadBytes, bytes - done));
+    for (size_t done = 0; done < bytes; done += WeightLayout::kMaxReadBytes) {
+      const auto length =
+          static_cast<uint32_t>(std::min(WeightLayout::kMaxReadBytes, bytes - done));
       ++state.pending[fragment];
       fragments_.push_back({.offset = offset + done,
                             .to = to + done,

@@ -32,6 +32,7 @@ struct WeightPagerStats {
   uint64_t joined_rows = 0;
   uint64_t missed_rows = 0;
   uint64_t prefetched_rows = 0;     // reads that Prefetch began
+  uint64_t used_prefetches = 0;     // of those rows, which Require named before they went again
   uint64_t dropped_prefetches = 0;  // rows that it found no room or no request for
   uint64_t evicted_rows = 0;
   uint64_t moved_rows = 0;  // the last row of a layer, copied into a hole
@@ -151,6 +152,7 @@ class WeightPager {
     uint8_t have = 0;                       // fragments that arrived; a bit each
     uint8_t verified = 0;                   // of those, which were what was packed
     uint8_t failed = 0;                     // fragments of which some read failed
+    bool guessed = false;                   // Prefetch brought it, and nobody required it yet
     uint32_t read = WeightReader::kNoRead;  // of the last Prefetch
 
     bool reading() const { return pending != decltype(pending){}; }
@@ -183,14 +185,16 @@ class WeightPager {
   WeightPager(std::shared_ptr<const BundleFile> file, const WeightPagerOptions& options,
               const Sizes& sizes, AlignedBuffer arena);
   static Sizes SizesFor(const BundleShape& shape, const WeightPagerOptions& options,
-                        uint64_t staging_bytes);
+                        uint64_t spare_bytes);
   static absl::StatusOr<Sizes> FittingSizes(const BundleShape& shape,
                                             const WeightPagerOptions& options);
 
   // --- weight_pager_open.cc ---
-  void PinHottest();
-  // Gives the hottest rows of a layer slots that they keep, and plans their reads.
-  void PinHottest(uint32_t layer, uint32_t count);
+  void PinRows();
+  // Gives rows of a layer slots that they keep, and plans their reads.
+  void PinRows(uint32_t layer, uint32_t count);
+  // The hottest first, as the file's calibration says.
+  void SortByUse(uint32_t layer, std::vector<uint32_t>& rows) const;
 
   // --- weight_pager.cc: rows and their reads ---
   uint8_t NeededAtFirst() const { return layout_.staged() ? 1 : layout_.all_fragments(); }
@@ -210,6 +214,11 @@ class WeightPager {
   void InsertRow(uint32_t layer, Entry& entry);
   // Adds entries for what else is in memory.
   void AddResident(uint32_t layer);
+  // Rows whose last use is before this token leave the window, which ends with the token under way.
+  uint64_t ExpiredBefore() const {
+    const uint64_t window = options_.window_tokens;
+    return window == 0 || token_ < window ? 0 : token_ - window + 1;
+  }
   void DropExpired(Layer& layer);
   // Holds the slot and adds the reads of some of its fragments to `fragments_`.
   void PlanReads(uint32_t layer, uint32_t slot, uint8_t which);

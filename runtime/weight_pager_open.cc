@@ -23,12 +23,18 @@ size_t UsefulThreads(size_t threads) {
   return std::min<size_t>(threads, std::max(1u, std::thread::hardware_concurrency()));
 }
 
-WeightReaderOptions ReaderOptions(const WeightPagerOptions& options) {
+// Requests take little of the memory, and are enough for two layers of a large one.
+constexpr uint64_t kMemoryPerRead = uint64_t{256} << 10;
+constexpr uint64_t kMinReads = 64;
+constexpr uint64_t kMaxReads = 1024;
+
+WeightReaderOptions ReaderOptions(const WeightPagerOptions& options, size_t max_reads) {
   return {.depth = options.depth,
           .prefetch_depth = options.prefetch_depth,
           .gap_bytes = options.max_overread > 0 ? options.profile.CoalescingGapBytes() : 0,
           .max_overread = options.max_overread,
-          .request_bytes = options.profile.AdvisedRequestBytes()};
+          .request_bytes = options.profile.AdvisedRequestBytes(),
+          .max_reads = max_reads};
 }
 
 }  // namespace
@@ -39,16 +45,17 @@ struct WeightPager::Sizes {
   uint32_t capacity = 0;
   uint32_t chunk_groups = 0;
   uint32_t chunk_buffers = 0;
+  size_t max_reads = 0;
 };
 
 WeightPager::Sizes WeightPager::SizesFor(const BundleShape& shape,
-                                         const WeightPagerOptions& options,
-                                         uint64_t staging_bytes) {
+                                         const WeightPagerOptions& options, uint64_t spare_bytes) {
   const WeightLayout layout(shape, options);
   Sizes sizes;
   const uint64_t group = layout.group_bytes();
   const uint64_t least = kMinBuffers * group;
-  const uint64_t staging = std::clamp(staging_bytes, least, std::max(least, kMaxStagingBytes));
+  const uint64_t staging =
+      std::clamp(spare_bytes / kStagingShare, least, std::max(least, kMaxStagingBytes));
   const uint64_t buffers = std::clamp(staging / group, kMinBuffers, kMaxBuffers);
   sizes.chunk_buffers = static_cast<uint32_t>(buffers);
   sizes.chunk_groups = static_cast<uint32_t>(
@@ -56,8 +63,9 @@ WeightPager::Sizes WeightPager::SizesFor(const BundleShape& shape,
   const uint64_t step = layout.layer_rows() * (sizeof(Entry) + sizeof(uint32_t)) +
                         layout.layer_groups() * 2 * sizeof(FfnGroup) +
                         layout.layer_neurons() * sizeof(float);
+  sizes.max_reads = std::clamp(spare_bytes / kMemoryPerRead, kMinReads, kMaxReads);
   sizes.fixed_bytes = sizes.chunk_buffers * sizes.chunk_groups * group + step +
-                      WeightReader::MemoryBytes(ReaderOptions(options)) +
+                      WeightReader::MemoryBytes(ReaderOptions(options, sizes.max_reads)) +
                       shape.layers * WeightRows::MemoryBytes(layout.layer_rows(), 0);
   sizes.row_bytes =
       shape.layers * (layout.row_bytes() + sizeof(SlotState) + WeightRows::MemoryBytes(0, 1)) +
@@ -85,7 +93,7 @@ absl::StatusOr<WeightPager::Sizes> WeightPager::FittingSizes(const BundleShape& 
                      " bytes of memory, a row of each layer among them, and ", options.dram_bytes,
                      " are given"));
   }
-  Sizes sizes = SizesFor(shape, options, (options.dram_bytes - needed) / kStagingShare);
+  Sizes sizes = SizesFor(shape, options, options.dram_bytes - needed);
   const WeightLayout layout(shape, options);
   sizes.capacity = static_cast<uint32_t>(std::min<uint64_t>(
       (options.dram_bytes - sizes.fixed_bytes) / sizes.row_bytes, layout.layer_rows()));
@@ -119,13 +127,13 @@ absl::StatusOr<std::unique_ptr<WeightPager>> WeightPager::Open(
   absl::StatusOr<AlignedBuffer> arena = AlignedBuffer::Create(arena_bytes);
   if (!arena.ok()) return arena.status();
   const iovec memory = {.iov_base = arena->data(), .iov_len = arena->size()};
-  absl::StatusOr<std::unique_ptr<WeightReader>> reader =
-      WeightReader::Create(std::move(device), ReaderOptions(options), {&memory, 1});
+  absl::StatusOr<std::unique_ptr<WeightReader>> reader = WeightReader::Create(
+      std::move(device), ReaderOptions(options, sizes->max_reads), {&memory, 1});
   if (!reader.ok()) return reader.status();
   auto pager = std::unique_ptr<WeightPager>(
       new WeightPager(std::move(file), options, *sizes, *std::move(arena)));
   pager->reader_ = *std::move(reader);
-  pager->PinHottest();
+  pager->PinRows();
   return pager;
 }
 
@@ -167,11 +175,11 @@ WeightPager::~WeightPager() {
   reader_.reset();
 }
 
-void WeightPager::PinHottest() {
+void WeightPager::PinRows() {
   const auto count = static_cast<uint32_t>(static_cast<double>(capacity_) * options_.pinned_share);
-  if (count == 0 || file_->tables().frequency.empty()) return;
+  if (count == 0 || (options_.pin_hottest && file_->tables().frequency.empty())) return;
   for (uint32_t layer = 0; layer < layers_.size(); ++layer) {
-    PinHottest(layer, count);
+    PinRows(layer, count);
     ReadPlanned();
     // What fails is not there, and is read again when it is required.
     while (reader_->under_way() > 0) HandleArrivals(reader_->Wait());
@@ -182,7 +190,7 @@ void WeightPager::PinHottest() {
   pinned_io_seconds_ = reads.io_seconds;
 }
 
-void WeightPager::PinHottest(uint32_t layer, uint32_t count) {
+void WeightPager::SortByUse(uint32_t layer, std::vector<uint32_t>& rows) const {
   const BundleShape& shape = layout_.shape();
   // How often a token needs the row, if its neurons fire independently; for an expert, which fires
   // as a whole, this is only an order.
@@ -193,12 +201,15 @@ void WeightPager::PinHottest(uint32_t layer, uint32_t count) {
     float& row = use[layout_.RowOfPlace(place)];
     row = options_.row == WeightRow::kExpert ? row + frequency : row + (1 - row) * frequency;
   }
-  std::vector<uint32_t> order(use.size());
-  std::iota(order.begin(), order.end(), 0u);
-  std::stable_sort(order.begin(), order.end(),
+  std::stable_sort(rows.begin(), rows.end(),
                    [&use](uint32_t a, uint32_t b) { return use[a] > use[b]; });
+}
+
+void WeightPager::PinRows(uint32_t layer, uint32_t count) {
+  std::vector<uint32_t> order(layout_.layer_rows());
+  std::iota(order.begin(), order.end(), 0u);
+  if (options_.pin_hottest) SortByUse(layer, order);
   order.resize(std::min<size_t>(count, order.size()));
-  while (!order.empty() && use[order.back()] <= 0) order.pop_back();
   std::sort(order.begin(), order.end());  // large reads where hot rows are neighbours
   Layer& to = layers_[layer];
   to.pinned = static_cast<uint32_t>(order.size());

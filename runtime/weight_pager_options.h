@@ -21,12 +21,14 @@ struct WeightPagerOptions {
   // All memory that the pager takes, its tables and staging included; of the bundle file's own
   // directory nothing. Divided evenly among the layers.
   uint64_t dram_bytes = 0;
-  // Rows that no token used for so many tokens are dropped. 0: as many as the memory holds, that
-  // is, a row stays until its place is needed, the one unused for longest goes first.
+  // A layer keeps the rows that its last so many tokens used. 0: as many as the memory holds, that
+  // is, a row stays until its place is needed, and the one unused for longest goes first.
   size_t window_tokens = 0;
   // The share of a layer's rows in memory that the hottest neurons of the file's calibration hold
-  // for good. Without frequencies in the file nothing is pinned. From 0 to 1.
+  // for good. Without frequencies in the file none are. From 0 to 1.
   double pinned_share = 0.5;
+  // Else the first rows of the file are pinned: what an engine would do that knows nothing of them.
+  bool pin_hottest = true;
   WeightRow row = WeightRow::kGroup;
   // Of a gate-first file with a ReLU gate: read gates first, the other parts only of groups that
   // fire. Elsewhere it has no effect.

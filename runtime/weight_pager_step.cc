@@ -77,6 +77,8 @@ absl::Status WeightPager::RunStep(uint32_t layer, absl::Span<const float> x,
   if (step_status_.ok()) step_status_ = StreamChunks(layer, input, out);
   DrainChunks();
   required_.reset();
+  // Now that the rows that came have arrived, so that they can move.
+  DropExpired(layers_[layer]);
   return step_status_;
 }
 

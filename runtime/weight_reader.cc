@@ -17,7 +17,7 @@ absl::StatusOr<std::unique_ptr<WeightReader>> WeightReader::Create(
   // Without, reads work as well, only at more CPU.
   static_cast<void>(device->RegisterBuffers(memory));
   const IoSchedulerOptions scheduling = {.class_depth = {options.depth, options.prefetch_depth, 1},
-                                         .queue_capacity = kMaxReads};
+                                         .queue_capacity = options.max_reads};
   reader->scheduler_ = std::make_unique<IoScheduler>(
       std::move(device), scheduling,
       [raw = reader.get()](absl::Span<IoRequest* const> done) { raw->OnDone(done); });
@@ -25,24 +25,24 @@ absl::StatusOr<std::unique_ptr<WeightReader>> WeightReader::Create(
 }
 
 WeightReader::WeightReader(const WeightReaderOptions& options, AlignedBuffer gaps)
-    : options_(options), gaps_(std::move(gaps)), reads_(kMaxReads) {
-  free_.reserve(kMaxReads);
-  for (uint32_t i = 0; i < kMaxReads; ++i) {
+    : options_(options), gaps_(std::move(gaps)), reads_(options.max_reads) {
+  free_.reserve(options_.max_reads);
+  for (uint32_t i = 0; i < options_.max_reads; ++i) {
     free_.push_back(i);
     reads_[i].request.context = &reads_[i];
   }
-  batch_.reserve(kMaxReads);
-  taken_.reserve(kMaxReads);
-  done_.reserve(kMaxReads);
-  arrivals_.reserve(kMaxReads * kMaxFragments);
+  batch_.reserve(options_.max_reads);
+  taken_.reserve(options_.max_reads);
+  done_.reserve(options_.max_reads);
+  arrivals_.reserve(options_.max_reads * kMaxFragments);
 }
 
 WeightReader::~WeightReader() { scheduler_.reset(); }
 
 uint64_t WeightReader::MemoryBytes(const WeightReaderOptions& options) {
   return PageAlignUp(options.gap_bytes) +
-         kMaxReads * (sizeof(Read) + 3 * sizeof(IoRequest*) + sizeof(uint32_t)) +
-         kMaxReads * kMaxFragments * sizeof(Arrival);
+         options.max_reads * (sizeof(Read) + 3 * sizeof(IoRequest*) + sizeof(uint32_t) +
+                              kMaxFragments * sizeof(Arrival));
 }
 
 void WeightReader::Demand(absl::Span<Fragment> fragments) {
@@ -50,19 +50,21 @@ void WeightReader::Demand(absl::Span<Fragment> fragments) {
             [](const Fragment& a, const Fragment& b) { return a.offset < b.offset; });
   under_way_ += fragments.size();
   // What waits already goes first.
-  const size_t taken =
-      backlog_begin_ < backlog_.size() ? 0 : Submit(IoClass::kDemand, fragments, 0);
+  const size_t taken = backlog_begin_ < backlog_.size() ? 0 : Submit(IoClass::kDemand, fragments);
   backlog_.insert(backlog_.end(), fragments.begin() + static_cast<ptrdiff_t>(taken),
                   fragments.end());
 }
 
-size_t WeightReader::Prefetch(absl::Span<Fragment> fragments) {
-  if (backlog_begin_ < backlog_.size()) return 0;
+size_t WeightReader::PrefetchRoom() const {
+  const size_t kept = options_.max_reads / 2;
+  return backlog_begin_ < backlog_.size() || free_.size() < kept ? 0 : free_.size() - kept;
+}
+
+void WeightReader::Prefetch(absl::Span<Fragment> fragments) {
+  TERRACE_CHECK(fragments.size() <= PrefetchRoom());
   std::sort(fragments.begin(), fragments.end(),
             [](const Fragment& a, const Fragment& b) { return a.offset < b.offset; });
-  const size_t taken = Submit(IoClass::kPrefetch, fragments, kMaxReads / 2);
-  under_way_ += taken;
-  return taken;
+  under_way_ += Submit(IoClass::kPrefetch, fragments);
 }
 
 void WeightReader::Raise(uint32_t read) {
@@ -93,13 +95,13 @@ void WeightReader::Add(Read& read, Fragment& fragment) {
   fragment.read = static_cast<uint32_t>(&read - reads_.data());
 }
 
-size_t WeightReader::Submit(IoClass io_class, absl::Span<Fragment> fragments, size_t keep_free) {
+size_t WeightReader::Submit(IoClass io_class, absl::Span<Fragment> fragments) {
   uint64_t wanted = 0;
   for (const Fragment& fragment : fragments) wanted += fragment.bytes;
   auto gap_budget = static_cast<uint64_t>(static_cast<double>(wanted) * options_.max_overread);
   batch_.clear();
   size_t next = 0;
-  while (next < fragments.size() && free_.size() > keep_free) {
+  while (next < fragments.size() && !free_.empty()) {
     Read& read = reads_[free_.back()];
     free_.pop_back();
     read.fragments = read.vectors = 0;
@@ -147,7 +149,7 @@ absl::Span<const WeightReader::Arrival> WeightReader::Collect() {
   }
   taken_.clear();
   if (backlog_begin_ < backlog_.size()) {
-    backlog_begin_ += Submit(IoClass::kDemand, absl::MakeSpan(backlog_).subspan(backlog_begin_), 0);
+    backlog_begin_ += Submit(IoClass::kDemand, absl::MakeSpan(backlog_).subspan(backlog_begin_));
     if (backlog_begin_ == backlog_.size()) {
       backlog_.clear();
       backlog_begin_ = 0;

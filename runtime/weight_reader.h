@@ -27,6 +27,9 @@ struct WeightReaderOptions {
   double max_overread = 0.2;
   // A request that joins fragments is no longer than this.
   uint64_t request_bytes = uint64_t{128} << 10;
+  // Requests that there are: under way, or finished and not yet taken. Half of them are kept for
+  // demand. 2 or more.
+  size_t max_reads = 256;
 };
 
 struct WeightReaderStats {
@@ -58,7 +61,6 @@ class WeightReader {
     bool ok = false;
   };
   static constexpr uint32_t kNoRead = UINT32_MAX;
-  static constexpr size_t kMaxReads = 256;     // under way or finished and not yet taken
   static constexpr size_t kMaxFragments = 16;  // of one read
 
   // Tells the device about `memory`, where most fragments go; it outlives the reader.
@@ -72,9 +74,10 @@ class WeightReader {
 
   // Reads all of them as soon as requests are free; reorders them.
   void Demand(absl::Span<Fragment> fragments);
-  // Reads as many as there are free requests for now, leaving half of all to Demand; reorders them,
-  // and returns how many of the first ones it took.
-  size_t Prefetch(absl::Span<Fragment> fragments);
+  // Fragments that Prefetch would take now.
+  size_t PrefetchRoom() const;
+  // Reads them behind what is demanded; reorders them. REQUIRES: at most PrefetchRoom().
+  void Prefetch(absl::Span<Fragment> fragments);
   // Somebody waits for this read of a Prefetch now. No effect when it is over.
   void Raise(uint32_t read);
 
@@ -102,8 +105,9 @@ class WeightReader {
   };
 
   WeightReader(const WeightReaderOptions& options, AlignedBuffer gaps);
-  // Makes requests of sorted fragments while there are more than `keep_free` and submits them.
-  size_t Submit(IoClass io_class, absl::Span<Fragment> fragments, size_t keep_free);
+  // Makes requests of sorted fragments while there are free ones and submits them; returns how many
+  // fragments they took.
+  size_t Submit(IoClass io_class, absl::Span<Fragment> fragments);
   // Whether the fragment may join the read, given what its call may still spend on gaps.
   bool Joins(const Read& read, const Fragment& fragment, uint64_t gap_budget) const;
   void Add(Read& read, Fragment& fragment);

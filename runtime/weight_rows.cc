@@ -21,17 +21,21 @@ void WeightRows::Touch(uint32_t slot, uint64_t use, uint64_t token) {
   LinkNewest(slot);
 }
 
-WeightRows::Inserted WeightRows::Insert(uint32_t row, uint64_t use, uint64_t token) {
+WeightRows::Inserted WeightRows::Insert(uint32_t row, uint64_t use, uint64_t token,
+                                        uint64_t expired) {
   TERRACE_CHECK_EQ(slot_of_[row], kNone);
   Inserted inserted;
-  if (used_ < capacity()) {
-    inserted.slot = used_++;
-  } else {
-    if (oldest_ == kNone || slots_[oldest_].use == use) return inserted;
+  const bool may_evict = oldest_ != kNone && slots_[oldest_].use != use;
+  const bool must_evict = used_ == capacity();
+  if (may_evict && (must_evict || slots_[oldest_].token < expired)) {
     inserted.slot = oldest_;
     inserted.evicted_row = slots_[oldest_].row;
     slot_of_[inserted.evicted_row] = kNone;
     Unlink(inserted.slot);
+  } else if (must_evict) {
+    return inserted;
+  } else {
+    inserted.slot = used_++;
   }
   slot_of_[row] = inserted.slot;
   slots_[inserted.slot] = {

@@ -50,9 +50,10 @@ class WeightRows {
   // The row was used by step `use`, of token `token`, neither of which ever goes back.
   void Touch(uint32_t slot, uint64_t use, uint64_t token);
 
-  // A slot for a row that has none, held: at the end or, with none left, that of the row which was
-  // unused for longest. None when that one belongs to step `use` itself, or all are held.
-  Inserted Insert(uint32_t row, uint64_t use, uint64_t token);
+  // A slot for a row that has none, held: that of the row which was unused for longest if its last
+  // use is before token `expired`, else at the end or, with none left, that of the same row all the
+  // same. None when that one belongs to step `use` itself, or all are held.
+  Inserted Insert(uint32_t row, uint64_t use, uint64_t token, uint64_t expired = 0);
   // Puts a slot into the window, as the newest, or as the first that shall go.
   void Release(uint32_t slot);
   void ReleaseAsOldest(uint32_t slot);

@@ -16,7 +16,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "bench/peers/memory_limit.h"
+#include "bench/memory_limit.h"
 #include "bench/peers/phases.h"
 #include "io/unique_fd.h"
 

@@ -241,6 +241,7 @@ TEST(WeightPagerTest, APrefetchIsJoinedAndNotReadTwice) {
   ExpectNear(out, sample.Reference(1, x, WholeGroups(shape, {7, 60})));
   const WeightPagerStats stats = pager->Stats();
   EXPECT_EQ(stats.prefetched_rows, 2u);
+  EXPECT_EQ(stats.used_prefetches, 1u);
   EXPECT_EQ(stats.missed_rows, 3u);
   EXPECT_EQ(stats.hit_rows + stats.joined_rows, 1u);
   EXPECT_EQ(stats.wanted_bytes, 5 * shape.group_bytes());

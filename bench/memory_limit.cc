@@ -1,4 +1,4 @@
-#include "bench/peers/memory_limit.h"
+#include "bench/memory_limit.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -12,7 +12,7 @@
 #include "absl/strings/str_split.h"
 #include "io/unique_fd.h"
 
-namespace terrace::peers {
+namespace terrace {
 namespace {
 
 // Never creates the file: where it does not exist, the directory is no cgroup with a memory
@@ -76,4 +76,4 @@ std::optional<uint64_t> MemoryLimit::PeakBytes() const {
   return std::nullopt;
 }
 
-}  // namespace terrace::peers
+}  // namespace terrace

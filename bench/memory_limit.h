@@ -1,12 +1,12 @@
-#ifndef TERRACE_BENCH_PEERS_MEMORY_LIMIT_H_
-#define TERRACE_BENCH_PEERS_MEMORY_LIMIT_H_
+#ifndef TERRACE_BENCH_MEMORY_LIMIT_H_
+#define TERRACE_BENCH_MEMORY_LIMIT_H_
 
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
 
-namespace terrace::peers {
+namespace terrace {
 
 // A cgroup, version 1 or 2, that limits the memory of the process that joins it, page cache and
 // kernel memory included. It lies below the cgroup of this process, so that outer limits stay in
@@ -32,6 +32,6 @@ class MemoryLimit {
   const bool version2_;
 };
 
-}  // namespace terrace::peers
+}  // namespace terrace
 
-#endif  // TERRACE_BENCH_PEERS_MEMORY_LIMIT_H_
+#endif  // TERRACE_BENCH_MEMORY_LIMIT_H_
