@@ -1,5 +1,6 @@
 #include "runtime/neuron_predictor.h"
 
+#include <algorithm>
 #include <cstring>
 #include <numeric>
 #include <utility>
@@ -12,11 +13,27 @@
 namespace terrace {
 namespace {
 
-// row . x for fp16, bf16 or fp32 rows.
-float Dot(KvDtype dtype, const void* row, absl::Span<const float> x) {
-  float sum = 0;
-  DotTokens(dtype, row, x.data(), x.size(), x.size(), absl::MakeSpan(&sum, 1));
-  return sum;
+// Elements of rows that are worth a task: some tens of microseconds' worth.
+constexpr size_t kTaskElements = size_t{512} << 10;
+
+// sums[i] = rows[i] . x, for rows of x.size() elements that lie one after the other.
+void DotRows(KvDtype dtype, const void* rows, absl::Span<const float> x, ComputePool* pool,
+             absl::Span<float> sums) {
+  const size_t row_bytes = x.size() * KvDtypeBytes(dtype);
+  const size_t task_rows = std::max<size_t>(kTaskElements / x.size(), 1);
+  const auto run = [&](size_t first) {
+    const auto* row = static_cast<const std::byte*>(rows) + first * row_bytes;
+    const size_t end = std::min(first + task_rows, sums.size());
+    for (size_t i = first; i < end; ++i, row += row_bytes) {
+      DotTokens(dtype, row, x.data(), x.size(), x.size(), sums.subspan(i, 1));
+    }
+  };
+  const size_t tasks = (sums.size() + task_rows - 1) / task_rows;
+  if (pool == nullptr || tasks < 2) {
+    for (size_t task = 0; task < tasks; ++task) run(task * task_rows);
+  } else {
+    pool->ForEach(tasks, [&](size_t task, size_t) { run(task * task_rows); });
+  }
 }
 
 class AllPredictor final : public NeuronPredictor {
@@ -37,7 +54,8 @@ class AllPredictor final : public NeuronPredictor {
 
 class OraclePredictor final : public NeuronPredictor {
  public:
-  explicit OraclePredictor(std::shared_ptr<const BundleFile> file) : file_(std::move(file)) {}
+  OraclePredictor(std::shared_ptr<const BundleFile> file, ComputePool* pool)
+      : file_(std::move(file)), pool_(pool), gates_(file_->shape().neurons) {}
 
   absl::Status Load() {
     const BundleShape& shape = file_->shape();
@@ -59,10 +77,11 @@ class OraclePredictor final : public NeuronPredictor {
   absl::Status Predict(uint32_t layer, absl::Span<const float> x,
                        std::vector<uint32_t>& places) override {
     const BundleShape& shape = file_->shape();
-    const std::byte* row = rows_.data() + size_t{layer} * shape.neurons * shape.part_bytes();
+    DotRows(shape.dtype, rows_.data() + size_t{layer} * shape.neurons * shape.part_bytes(), x,
+            pool_, absl::MakeSpan(gates_));
     places.clear();
-    for (uint32_t place = 0; place < shape.neurons; ++place, row += shape.part_bytes()) {
-      if (Dot(shape.dtype, row, x) > 0) places.push_back(place);
+    for (uint32_t place = 0; place < shape.neurons; ++place) {
+      if (gates_[place] > 0) places.push_back(place);
     }
     return absl::OkStatus();
   }
@@ -70,33 +89,35 @@ class OraclePredictor final : public NeuronPredictor {
 
  private:
   const std::shared_ptr<const BundleFile> file_;
+  ComputePool* const pool_;      // or null
   std::vector<std::byte> rows_;  // [layers, neurons, width] in the file's dtype
+  std::vector<float> gates_;     // [neurons]
 };
 
 class LowRankPredictor final : public NeuronPredictor {
  public:
-  explicit LowRankPredictor(std::shared_ptr<const BundleFile> file) : file_(std::move(file)) {}
+  LowRankPredictor(std::shared_ptr<const BundleFile> file, ComputePool* pool)
+      : file_(std::move(file)), pool_(pool), scores_(file_->shape().neurons) {}
 
   const char* name() const override { return "low-rank"; }
   absl::Status Predict(uint32_t layer, absl::Span<const float> x,
                        std::vector<uint32_t>& places) override {
     const PredictorFactors& factors = *file_->Predictor(layer);
     reduced_.resize(factors.rank);
-    for (size_t i = 0; i < factors.rank; ++i) {
-      reduced_[i] = Dot(KvDtype::kFloat16, factors.a.data() + i * x.size(), x);
-    }
+    DotRows(KvDtype::kFloat16, factors.a.data(), x, pool_, absl::MakeSpan(reduced_));
+    DotRows(KvDtype::kFloat16, factors.b.data(), reduced_, pool_, absl::MakeSpan(scores_));
     places.clear();
-    for (uint32_t place = 0; place < factors.thresholds.size(); ++place) {
-      const float score =
-          Dot(KvDtype::kFloat16, factors.b.data() + size_t{place} * factors.rank, reduced_);
-      if (score > factors.thresholds[place]) places.push_back(place);
+    for (uint32_t place = 0; place < scores_.size(); ++place) {
+      if (scores_[place] > factors.thresholds[place]) places.push_back(place);
     }
     return absl::OkStatus();
   }
 
  private:
   const std::shared_ptr<const BundleFile> file_;
+  ComputePool* const pool_;     // or null
   std::vector<float> reduced_;  // [rank]
+  std::vector<float> scores_;   // [neurons]
 };
 
 }  // namespace
@@ -123,15 +144,15 @@ std::unique_ptr<NeuronPredictor> MakeAllPredictor(const BundleShape& shape) {
 }
 
 absl::StatusOr<std::unique_ptr<NeuronPredictor>> MakeOraclePredictor(
-    std::shared_ptr<const BundleFile> file) {
+    std::shared_ptr<const BundleFile> file, ComputePool* pool) {
   if (absl::Status status = CheckPredictable(*file); !status.ok()) return status;
-  auto oracle = std::make_unique<OraclePredictor>(std::move(file));
+  auto oracle = std::make_unique<OraclePredictor>(std::move(file), pool);
   if (absl::Status status = oracle->Load(); !status.ok()) return status;
   return oracle;
 }
 
 absl::StatusOr<std::unique_ptr<NeuronPredictor>> MakeLowRankPredictor(
-    std::shared_ptr<const BundleFile> file) {
+    std::shared_ptr<const BundleFile> file, ComputePool* pool) {
   if (absl::Status status = CheckPredictable(*file); !status.ok()) return status;
   if (file->Predictor(0) == nullptr) {
     return absl::InvalidArgumentError(
@@ -139,7 +160,7 @@ absl::StatusOr<std::unique_ptr<NeuronPredictor>> MakeLowRankPredictor(
                      ": has no low-rank predictors; terrace pack --calibrate "
                      "makes them"));
   }
-  return std::make_unique<LowRankPredictor>(std::move(file));
+  return std::make_unique<LowRankPredictor>(std::move(file), pool);
 }
 
 }  // namespace terrace

@@ -9,12 +9,14 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "index/compute_pool.h"
 #include "runtime/bundle_file.h"
 
 namespace terrace {
 
 // Says which neurons of a layer fire for a token, before their weights are there. For networks
-// with ReLU and one expert a layer. Thread-compatible.
+// with ReLU and one expert a layer. Thread-compatible. Where one is given, `pool` computes what is
+// large enough; it outlives the predictor, and nothing that runs in it may call the predictor.
 class NeuronPredictor {
  public:
   virtual ~NeuronPredictor() = default;
@@ -39,12 +41,12 @@ std::unique_ptr<NeuronPredictor> MakeAllPredictor(const BundleShape& shape);
 // Those that fire, exactly: gate rows stay in memory, which is why this is for measuring. The sums
 // are the pager's own, bit for bit. Errors are those of reading the file, and of CheckPredictable.
 absl::StatusOr<std::unique_ptr<NeuronPredictor>> MakeOraclePredictor(
-    std::shared_ptr<const BundleFile> file);
+    std::shared_ptr<const BundleFile> file, ComputePool* pool = nullptr);
 
 // By the low-rank factors of the file, which stay in memory with it. kInvalidArgument, naming the
 // file, when it has none; otherwise the errors of CheckPredictable.
 absl::StatusOr<std::unique_ptr<NeuronPredictor>> MakeLowRankPredictor(
-    std::shared_ptr<const BundleFile> file);
+    std::shared_ptr<const BundleFile> file, ComputePool* pool = nullptr);
 
 // Of a token, the core neurons are the strongest `token_share` of those that fire; of a prompt, the
 // `text_share` of all neurons that were in the core of most tokens. They stay the prediction for

@@ -56,9 +56,9 @@ absl::StatusOr<std::unique_ptr<NeuronPredictor>> MakePredictor(
     std::shared_ptr<const BundleFile> file, const PagedFfnOptions& options) {
   switch (options.predictor) {
     case PredictorKind::kOracle:
-      return MakeOraclePredictor(std::move(file));
+      return MakeOraclePredictor(std::move(file), &EngineThreads());
     case PredictorKind::kLowRank:
-      return MakeLowRankPredictor(std::move(file));
+      return MakeLowRankPredictor(std::move(file), &EngineThreads());
     case PredictorKind::kCore:
       return MakeCorePredictor(std::move(file), options.core);
     case PredictorKind::kGateFirst:
@@ -133,7 +133,7 @@ absl::StatusOr<std::unique_ptr<PagedFfn>> PagedFfn::Open(const PagedFfnOptions& 
   if (!predictor.ok()) return predictor.status();
   std::unique_ptr<NeuronPredictor> oracle;
   if (options.measure && CheckPredictable(*file).ok()) {
-    auto made = MakeOraclePredictor(file);
+    auto made = MakeOraclePredictor(file, &EngineThreads());
     if (!made.ok()) return made.status();
     oracle = *std::move(made);
   }
