@@ -137,6 +137,13 @@ absl::StatusOr<LowRankFit> FitLowRank(const Matrix& gate, const InputMoments& mo
     return absl::InvalidArgumentError(
         absl::StrCat("low-rank fit: rank: ", rank, " is not from 1 to ", width));
   }
+  // LAPACK need not come to an end with what is no number.
+  const auto finite = [](const auto& values) {
+    return std::all_of(values.begin(), values.end(), [](auto v) { return std::isfinite(v); });
+  };
+  if (!finite(moments.products) || !finite(gate.values)) {
+    return absl::InvalidArgumentError("low-rank fit: inputs or weights are not finite");
+  }
   openblas_set_num_threads(1);
   const Doubles weights(gate.values.begin(), gate.values.end());
   absl::StatusOr<Eigen> inputs = Decompose(Covariance(moments, width), width);

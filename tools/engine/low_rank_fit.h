@@ -33,7 +33,8 @@ struct LowRankFit {
 // The best fit of this rank in the mean square over the inputs: with S the root of their
 // covariance, the truncated singular value decomposition of G S, times S^-1 (as in ASVD, Yuan et
 // al., 2023, and SVD-LLM, Wang et al., 2024). gate: [neurons, width]. rank: 1 to width.
-// kInternal when an eigenvalue solver or fp16 fails, kInvalidArgument for no tokens or a bad rank.
+// kInternal when an eigenvalue solver or fp16 fails, kInvalidArgument for no tokens, a bad
+// rank and what is not finite.
 absl::StatusOr<LowRankFit> FitLowRank(const Matrix& gate, const InputMoments& moments,
                                       uint32_t rank);
 

@@ -106,6 +106,10 @@ TEST(LowRankFitTest, BadInputIsNamed) {
   moments.Add(Inputs(30, 1), kWidth);
   EXPECT_THAT(std::string(FitLowRank(Gate(), moments, 25).status().message()),
               HasSubstr("rank: 25"));
+  Matrix broken = Gate();
+  broken.values[7] = std::nanf("");
+  EXPECT_THAT(std::string(FitLowRank(broken, moments, 4).status().message()),
+              HasSubstr("not finite"));
   EXPECT_THAT(std::string(FitLowRank(Gate(), moments, 0).status().message()), HasSubstr("rank: 0"));
 }
 
