@@ -20,6 +20,7 @@
 #include "tools/output_file.h"
 #include "tools/stop_signal.h"
 #include "tools/streaming_heads.h"
+#include "tools/weight_flags.h"
 
 namespace terrace {
 namespace {
@@ -33,6 +34,7 @@ struct EvalArguments {
   bool perplexity = false;
   PerplexityOptions windows;
   StreamingFlags streaming;
+  WeightFlags weights;
   std::string profile_heads;
   size_t profile_texts = 20;
   std::string json;
@@ -83,12 +85,25 @@ absl::Status CheckNeedles(const EvalArguments& arguments) {
   return absl::OkStatus();
 }
 
+absl::Status TakeWeights(EvalArguments& arguments) {
+  if (absl::Status status = arguments.weights.Check(Predictors::kSeveral); !status.ok()) {
+    return status;
+  }
+  if (!arguments.weights.given()) return absl::OkStatus();
+  if (!arguments.perplexity) {
+    return absl::InvalidArgumentError("--weights: goes with --perplexity");
+  }
+  arguments.setup.weights = arguments.weights.Options(arguments.setup.model);
+  return absl::OkStatus();
+}
+
 absl::Status CompleteSetup(EvalArguments& arguments) {
   if (absl::Status status = TakePolicies(arguments); !status.ok()) return status;
   if (absl::Status status = arguments.setup.runtime.Check(); !status.ok()) return status;
   if (absl::Status status = arguments.streaming.Check(); !status.ok()) return status;
   if (absl::Status status = CheckShare(arguments.setup); !status.ok()) return status;
   if (absl::Status status = CheckNeedles(arguments); !status.ok()) return status;
+  if (absl::Status status = TakeWeights(arguments); !status.ok()) return status;
   arguments.setup.needles.lengths = arguments.lengths;
   if (arguments.perplexity) arguments.setup.perplexity = arguments.windows;
   return absl::OkStatus();
@@ -243,7 +258,7 @@ void AddHeadFlags(CLI::App& command, EvalArguments& arguments) {
                       "that as JSON for --head-profile")
           ->type_name("FILE");
   for (const char* other : {"--policy", "--perplexity", "--needles", "--share", "--head-profile",
-                            "--streaming-heads", "--json", "--plot"}) {
+                            "--streaming-heads", "--weights", "--json", "--plot"}) {
     profile_heads->excludes(command.get_option(other));
   }
   command
@@ -289,6 +304,7 @@ void AddEvalCommand(CLI::App& app, std::function<ExitCode()>& run) {
       ->check(CLI::Range(1e-6, 1.0));
   AddRuntimeFlags(*command, arguments->setup.runtime,
                   "Directory for the NVMe tier, whose files are gone after the run");
+  AddWeightFlags(*command, arguments->weights, Predictors::kSeveral);
   command->add_option("--json", arguments->json, "Write the result as JSON")->type_name("FILE");
   command->add_option("--plot", arguments->plot, "Draw the needles as heat maps, SVG")
       ->type_name("FILE");

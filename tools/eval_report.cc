@@ -9,6 +9,7 @@
 #include "tools/attention_report.h"
 #include "tools/byte_size.h"
 #include "tools/table.h"
+#include "tools/weights_report.h"
 
 namespace terrace {
 namespace {
@@ -240,7 +241,7 @@ std::string EvalText(const EvalReport& report) {
     for (const PolicyResult& result : report.policies) text += NeedleGrid(result);
     text += NeedleTotals(report);
   }
-  return absl::StrCat(text, BudgetTable(report), IndexTable(report));
+  return absl::StrCat(text, BudgetTable(report), IndexTable(report), WeightsTable(report));
 }
 
 nlohmann::ordered_json EvalJson(const EvalReport& report) {
@@ -254,6 +255,7 @@ nlohmann::ordered_json EvalJson(const EvalReport& report) {
   for (const PolicyResult& result : report.policies) {
     json["policies"].push_back(PolicyJson(result, report.policies[0]));
   }
+  json["weights"] = WeightsJson(report);
   return json;
 }
 

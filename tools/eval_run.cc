@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
@@ -64,6 +65,7 @@ class Evaluation {
         depths_(NeedleDepths(setup.needles.depths)) {}
 
   absl::StatusOr<PolicyResult> Measure(const AttentionPolicy& policy);
+  absl::StatusOr<WeightsResult> MeasureWeights(PagedFfnOptions options);
 
  private:
   absl::StatusOr<std::unique_ptr<EvalSession>> Open(const AttentionPolicy& policy, size_t length) {
@@ -129,6 +131,36 @@ absl::StatusOr<PolicyResult::Text> Evaluation::MeasureText(const AttentionPolicy
       MeasurePerplexity(text_, *setup_.perplexity, engine_, (*session)->source());
   if (!perplexity.ok()) return perplexity.status();
   return PolicyResult::Text{.perplexity = *perplexity, .cost = CostOf(**session, start)};
+}
+
+absl::StatusOr<WeightsResult> Evaluation::MeasureWeights(PagedFfnOptions options) {
+  const AttentionPolicy& policy = setup_.policies[0];
+  progress_.Update(absl::Now(), absl::StrCat("paged weights, ",
+                                             PredictorKindName(options.predictor), ": perplexity"));
+  if (stop_) return absl::CancelledError("interrupted by a signal");
+  options.measure = true;
+  const auto weights = PagedFfn::Open(options, engine_.config());
+  if (!weights.ok()) return weights.status();
+  const auto session = Open(policy, setup_.perplexity->window_tokens);
+  if (!session.ok()) return session.status();
+  PerplexityOptions windows = *setup_.perplexity;
+  windows.step_tokens = 1;
+  // Core takes its neurons from a prompt; the others need none.
+  if (options.predictor == PredictorKind::kCore) {
+    windows.prompt_tokens = std::max<size_t>(windows.window_tokens / 4, 1);
+  }
+  const absl::Time start = absl::Now();
+  engine_.UseFfn(weights->get());
+  const auto perplexity = MeasurePerplexity(text_, windows, engine_, (*session)->source());
+  engine_.UseFfn(nullptr);
+  if (!perplexity.ok()) return perplexity.status();
+  return WeightsResult{.predictor = options.predictor,
+                       .perplexity = *perplexity,
+                       .seconds = absl::ToDoubleSeconds(absl::Now() - start),
+                       .prompt_tokens = windows.prompt_tokens,
+                       .stats = (*weights)->Stats(),
+                       .ffn_bytes = (*weights)->file().shape().weight_bytes(),
+                       .dram_bytes = options.dram_bytes};
 }
 
 absl::StatusOr<NeedleRow> Evaluation::MeasureNeedles(const AttentionPolicy& policy, size_t length) {
@@ -231,7 +263,8 @@ absl::StatusOr<EvalReport> RunEval(const EvalSetup& setup, const std::atomic<boo
                        .share = setup.share,
                        .keys = setup.needles.keys,
                        .heads = HeadCount(inputs->engine->config()),
-                       .policies = {}};
+                       .policies = {},
+                       .weights = {}};
   Evaluation evaluation(setup, stop, *inputs->engine, inputs->text,
                         folder == nullptr ? "" : folder->path());
   for (const AttentionPolicy& policy : setup.policies) {
@@ -241,6 +274,15 @@ absl::StatusOr<EvalReport> RunEval(const EvalSetup& setup, const std::atomic<boo
                           absl::StrCat(policy.Label(), ": ", result.status().message()));
     }
     report.policies.push_back(*std::move(result));
+  }
+  for (const PagedFfnOptions& weights : setup.weights) {
+    auto result = evaluation.MeasureWeights(weights);
+    if (!result.ok()) {
+      return absl::Status(result.status().code(),
+                          absl::StrCat("paged weights, ", PredictorKindName(weights.predictor),
+                                       ": ", result.status().message()));
+    }
+    report.weights.push_back(*std::move(result));
   }
   return report;
 }

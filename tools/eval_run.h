@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "runtime/context_stats.h"
+#include "tools/engine/paged_ffn.h"
 #include "tools/engine/perplexity.h"
 #include "tools/eval_session.h"
 #include "tools/runtime_flags.h"
@@ -24,6 +25,9 @@ struct EvalSetup {
   RuntimeFlags runtime;
   std::optional<double> share;
   std::optional<PerplexityOptions> perplexity;  // nullopt: not measured
+  // Also with paged weights, token by token, by the first policy; each measures its predictions.
+  // REQUIRES: perplexity, where there are any.
+  std::vector<PagedFfnOptions> weights;
 
   struct Needles {
     size_t questions = 0;  // for each length, a multiple of `keys`; 0: none are asked
@@ -74,6 +78,17 @@ struct PolicyResult {
   LookupStats Lookups() const;
 };
 
+// Perplexity with paged weights.
+struct WeightsResult {
+  PredictorKind predictor = PredictorKind::kLowRank;
+  Perplexity perplexity;
+  double seconds = 0;
+  size_t prompt_tokens = 0;  // of each window, whose networks were computed whole
+  PagedFfnStats stats;
+  uint64_t ffn_bytes = 0;  // of the weights in the file
+  uint64_t dram_bytes = 0;
+};
+
 struct EvalReport {
   std::string model;
   std::string text;
@@ -81,6 +96,7 @@ struct EvalReport {
   size_t keys = 1;
   size_t heads = 0;  // KV heads of all layers
   std::vector<PolicyResult> policies;
+  std::vector<WeightsResult> weights;
 };
 
 // Where needles stand: evenly from .05 to .95, a single one in the middle.

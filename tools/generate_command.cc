@@ -62,6 +62,7 @@ absl::Status CheckArguments(const GenerateArguments& arguments) {
   const GenerateSetup& setup = arguments.setup;
   if (absl::Status status = setup.runtime.Check(); !status.ok()) return status;
   if (absl::Status status = arguments.streaming.Check(); !status.ok()) return status;
+  if (absl::Status status = setup.weights.Check(Predictors::kOne); !status.ok()) return status;
   for (const auto& [flag, given] :
        {std::pair("--save", !setup.save.empty()), std::pair("--load", !setup.load.empty()),
         std::pair("--reuse", setup.reuse)}) {
@@ -189,6 +190,7 @@ void AddGenerateCommand(CLI::App& app, std::function<ExitCode()>& run) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
   AddSamplerFlags(*command, arguments->setup.sampler);
   AddContextFlags(*command, *arguments);
+  AddWeightFlags(*command, arguments->setup.weights, Predictors::kOne);
   command
       ->add_option("--dump-qkv", arguments->setup.dump_qkv,
                    "Write queries, keys and values of every token as safetensors, for terrace "

@@ -1,5 +1,7 @@
 #include "tools/generate_report.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
@@ -29,6 +31,101 @@ std::string SpeedTable(const GenerateReport& report) {
   add("decode", report.decoded_tokens(), report.result.decode,
       report.all.attention - report.prefill.attention);
   return table.ToString();
+}
+
+// What the time of decoding went to. The parts add up to it.
+struct DecodeParts {
+  double io = 0;          // waiting for weights
+  double management = 0;  // of the pager: windows, slots, plans of reads
+  double compute = 0;     // of feed-forward networks
+  double prediction = 0;
+  double attention = 0;
+  double rest = 0;
+  double all = 0;
+};
+
+DecodeParts PartsOf(const GenerateReport& report) {
+  const PagedFfnStats& before = report.weights->prefill;
+  const PagedFfnStats& after = report.weights->all;
+  DecodeParts parts;
+  parts.io = after.pager.wait_seconds - before.pager.wait_seconds;
+  parts.management = after.pager.management_seconds - before.pager.management_seconds;
+  parts.compute = after.pager.compute_seconds - before.pager.compute_seconds;
+  parts.prediction = after.predict_seconds - before.predict_seconds;
+  parts.attention = absl::ToDoubleSeconds(report.all.attention - report.prefill.attention);
+  parts.all = absl::ToDoubleSeconds(report.result.decode);
+  parts.rest =
+      parts.all - parts.io - parts.management - parts.compute - parts.prediction - parts.attention;
+  return parts;
+}
+
+std::string WeightsText(const GenerateReport& report) {
+  const GenerateWeights& weights = *report.weights;
+  const DecodeParts parts = PartsOf(report);
+  const auto tokens = static_cast<double>(std::max<int64_t>(report.decoded_tokens(), 1));
+  Table times({{"decode", Align::kLeft}, {"time"}, {"a token"}, {"share"}});
+  const auto add = [&](const char* name, double seconds) {
+    times.AddRow({name, FormatSeconds(seconds), FormatSeconds(seconds / tokens),
+                  FormatPercent(parts.all > 0 ? seconds / parts.all : 0)});
+  };
+  add("I/O, waiting for weights", parts.io);
+  add("memory management", parts.management);
+  add("feed-forward compute", parts.compute);
+  add("prediction", parts.prediction);
+  add("attention", parts.attention);
+  add("other compute", parts.rest);
+
+  const PagedFfnStats& stats = weights.all;
+  const uint64_t read_bytes =
+      stats.pager.read_bytes - std::min(stats.pager.read_bytes, weights.prefill.pager.read_bytes);
+  Table table({{"", Align::kLeft}, {"", Align::kLeft}});
+  table.AddRow({"paged weights", absl::StrCat(FormatByteSize(weights.ffn_bytes), " in a file of ",
+                                              FormatByteSize(weights.file_bytes))});
+  table.AddRow({"their memory",
+                absl::StrCat(FormatByteSize(stats.pager_bytes), " for rows, ",
+                             FormatByteSize(stats.directory_bytes), " for the file's directory")});
+  if (stats.measuring_bytes > 0) {
+    table.AddRow(
+        {"beside it", absl::StrCat(FormatByteSize(stats.measuring_bytes), " for the predictor")});
+  }
+  table.AddRow({"predictor", absl::StrCat(weights.predictor, ", ",
+                                          FormatPercent(stats.predicted_share()), " of neurons")});
+  table.AddRow(
+      {"read in decode",
+       absl::StrCat(FormatByteSize(read_bytes), ", ",
+                    FormatByteSize(static_cast<uint64_t>(static_cast<double>(read_bytes) / tokens)),
+                    " a token")});
+  table.AddRow({"window", absl::StrFormat("%.1f tokens", stats.pager.window_tokens)});
+  if (stats.pager.rereads > 0) {
+    table.AddRow({"read again after errors", FormatCount(stats.pager.rereads)});
+  }
+  return absl::StrCat("\n", times.ToString(), "\n", table.ToString());
+}
+
+nlohmann::ordered_json WeightsJson(const GenerateReport& report) {
+  const GenerateWeights& weights = *report.weights;
+  const PagedFfnStats& stats = weights.all;
+  const DecodeParts parts = PartsOf(report);
+  nlohmann::ordered_json json;
+  json["predictor"] = weights.predictor;
+  json["ffn_bytes"] = weights.ffn_bytes;
+  json["pager_bytes"] = stats.pager_bytes;
+  json["directory_bytes"] = stats.directory_bytes;
+  json["predictor_bytes"] = stats.measuring_bytes;
+  json["predicted_share"] = stats.predicted_share();
+  json["decode_read_bytes"] = stats.pager.read_bytes - weights.prefill.pager.read_bytes;
+  json["reads"] = stats.pager.reads;
+  json["rereads"] = stats.pager.rereads;
+  json["hit_rows"] = stats.pager.hit_rows;
+  json["missed_rows"] = stats.pager.missed_rows;
+  json["window_tokens"] = stats.pager.window_tokens;
+  json["decode_seconds"] = {{"io", parts.io},
+                            {"management", parts.management},
+                            {"ffn_compute", parts.compute},
+                            {"prediction", parts.prediction},
+                            {"attention", parts.attention},
+                            {"other", parts.rest}};
+  return json;
 }
 
 nlohmann::ordered_json TiersJson(const GenerateTiers& tiers) {
@@ -89,8 +186,10 @@ std::string GenerateText(const GenerateReport& report) {
       table.AddRow({"late clusters, estimated", FormatCount(tiers.lookups.late_blocks)});
     }
   }
-  table.AddRow({"weights", absl::StrCat(FormatByteSize(report.weight_bytes), " in fp32")});
+  table.AddRow({report.weights.has_value() ? "other weights" : "weights",
+                absl::StrCat(FormatByteSize(report.weight_bytes), " in fp32")});
   table.AddRow({"peak memory", FormatByteSize(report.peak_memory_bytes)});
+  if (report.weights.has_value()) text += WeightsText(report);
   return absl::StrCat(text, "\n", table.ToString());
 }
 
@@ -112,6 +211,8 @@ nlohmann::ordered_json GenerateJson(const GenerateReport& report) {
   json["decode_attention_seconds"] = seconds(report.all.attention - report.prefill.attention);
   json["weight_bytes"] = report.weight_bytes;
   json["peak_memory_bytes"] = report.peak_memory_bytes;
+  json["weights"] =
+      report.weights.has_value() ? WeightsJson(report) : nlohmann::ordered_json(nullptr);
   json["tiers"] =
       report.tiers.has_value() ? TiersJson(*report.tiers) : nlohmann::ordered_json(nullptr);
   return json;

@@ -17,8 +17,9 @@ namespace {
 // One run: what the tokens go through, and what it came to.
 class Run {
  public:
-  Run(const GenerateSetup& setup, Engine& engine, Sampler& sampler)
-      : setup_(setup), engine_(engine), sampler_(sampler) {}
+  // weights: null where the engine has all of its own.
+  Run(const GenerateSetup& setup, Engine& engine, const PagedFfn* weights, Sampler& sampler)
+      : setup_(setup), engine_(engine), weights_(weights), sampler_(sampler) {}
 
   absl::StatusOr<GenerateReport> Generate(const std::atomic<bool>& stop,
                                           absl::FunctionRef<absl::Status(const std::string&)> take);
@@ -30,6 +31,9 @@ class Run {
   absl::Status Load();
   // Runs the last generated token, which only a Save needs, and saves.
   absl::Status Save();
+  // Notes what it took to come to the first generated token.
+  void NotePrefill();
+  void NoteWeights();
   // Has all that source_ is asked for dumped on the way.
   absl::Status StartDump();
   absl::Status NameTokens(absl::Span<const int32_t> tokens) {
@@ -39,6 +43,7 @@ class Run {
 
   const GenerateSetup& setup_;
   Engine& engine_;
+  const PagedFfn* const weights_;
   Sampler& sampler_;
   // The context goes before its runtime, and the source before both.
   std::unique_ptr<Runtime> runtime_;
@@ -126,6 +131,20 @@ absl::Status Run::StartDump() {
   return absl::OkStatus();
 }
 
+void Run::NotePrefill() {
+  report_.prefill = engine_.times();
+  if (weights_ == nullptr) return;
+  report_.weights.emplace().prefill = weights_->Stats();
+}
+
+void Run::NoteWeights() {
+  if (!report_.weights.has_value()) return;
+  report_.weights->predictor = setup_.weights.predictors;
+  report_.weights->all = weights_->Stats();
+  report_.weights->file_bytes = weights_->file().file_bytes();
+  report_.weights->ffn_bytes = weights_->file().shape().weight_bytes();
+}
+
 absl::StatusOr<GenerateReport> Run::Generate(
     const std::atomic<bool>& stop, absl::FunctionRef<absl::Status(const std::string&)> take) {
   absl::Status status = setup_.policy.is_plain() ? StartPlain() : StartInTiers();
@@ -133,7 +152,7 @@ absl::StatusOr<GenerateReport> Run::Generate(
   if (!status.ok()) return status;
   AttentionSource& source = dumped_source_ == nullptr ? *source_ : *dumped_source_;
   const auto take_token = [&](int32_t token) {
-    if (report_.prefill.tokens == 0) report_.prefill = engine_.times();
+    if (report_.prefill.tokens == 0) NotePrefill();
     report_.tokens.push_back(token);
     status = NameTokens({token});
     if (status.ok()) status = take(DecodeTokens({token}));
@@ -152,6 +171,7 @@ absl::StatusOr<GenerateReport> Run::Generate(
   report_.result = *result;
   report_.all = engine_.times();
   report_.weight_bytes = engine_.weights().bytes();
+  NoteWeights();
   if (context_ != nullptr) {
     const ContextStats stats = context_->Stats();
     report_.tiers.emplace().lookups = stats.Total().AllLookups();
@@ -174,13 +194,21 @@ absl::StatusOr<GenerateReport> RunGenerate(
     absl::FunctionRef<absl::Status(const std::string&)> take) {
   absl::StatusOr<Sampler> sampler = Sampler::Create(setup.sampler);
   if (!sampler.ok()) return sampler.status();
-  const absl::StatusOr<std::unique_ptr<Engine>> engine =
-      Engine::Load(setup.model, {.chunk_tokens = kChunkTokens});
+  const absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Load(
+      setup.model, {.chunk_tokens = kChunkTokens,
+                    .ffn = setup.weights.given() ? FfnWeights::kLeaveOut : FfnWeights::kLoad});
   if (!engine.ok()) return engine.status();
   if (absl::Status status = CheckByteModel((*engine)->config()); !status.ok()) {
     return absl::Status(status.code(), absl::StrCat(setup.model, ": ", status.message()));
   }
-  return Run(setup, **engine, *sampler).Generate(stop, take);
+  std::unique_ptr<PagedFfn> weights;
+  if (setup.weights.given()) {
+    auto opened = PagedFfn::Open(setup.weights.Options(setup.model)[0], (*engine)->config());
+    if (!opened.ok()) return opened.status();
+    weights = *std::move(opened);
+    (*engine)->UseFfn(weights.get());
+  }
+  return Run(setup, **engine, weights.get(), *sampler).Generate(stop, take);
 }
 
 }  // namespace terrace

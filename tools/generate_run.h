@@ -17,6 +17,7 @@
 #include "tools/engine/generate.h"
 #include "tools/engine/sampler.h"
 #include "tools/runtime_flags.h"
+#include "tools/weight_flags.h"
 
 namespace terrace {
 
@@ -31,7 +32,17 @@ struct GenerateSetup {
   std::string load;  // the saved context to continue; empty for none
   std::string save;  // the name to save under; empty for none
   bool reuse = false;
+  WeightFlags weights;
   std::string dump_qkv;  // the file for queries, keys and values; empty for none
+};
+
+// What paged weights cost.
+struct GenerateWeights {
+  std::string predictor;
+  PagedFfnStats prefill;  // up to the first generated token
+  PagedFfnStats all;
+  uint64_t file_bytes = 0;
+  uint64_t ffn_bytes = 0;  // of the weights in it
 };
 
 // What a run over tiers cost there.
@@ -57,7 +68,8 @@ struct GenerateReport {
   uint64_t peak_memory_bytes = 0;
   bool interrupted = false;
 
-  std::optional<GenerateTiers> tiers;  // of a policy over tiers
+  std::optional<GenerateTiers> tiers;      // of a policy over tiers
+  std::optional<GenerateWeights> weights;  // where they were paged
 
   int64_t decoded_tokens() const { return all.tokens - prefill.tokens; }
 };

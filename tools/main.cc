@@ -14,6 +14,7 @@
 #include "tools/generate_command.h"
 #include "tools/gentrace_command.h"
 #include "tools/index_eval_command.h"
+#include "tools/pack_command.h"
 #include "tools/replay_command.h"
 #include "tools/ssd_command.h"
 
@@ -44,6 +45,7 @@ int main(int argc, char** argv) {
   terrace::AddGenerateCommand(app, run);
   terrace::AddEvalCommand(app, run);
   terrace::AddIndexEvalCommand(app, run);
+  terrace::AddPackCommand(app, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -7,8 +7,10 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "io/check.h"
 #include "nlohmann/json.hpp"
 #include "tools/engine/json_file.h"
+#include "xxhash.h"
 
 namespace terrace {
 
@@ -16,6 +18,7 @@ absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& directory) {
   const std::string index_path = absl::StrCat(directory, "/model.safetensors.index.json");
   const bool sharded = ::access(index_path.c_str(), F_OK) == 0;
   Checkpoint checkpoint;
+  checkpoint.directory_ = directory;
   const absl::Status status =
       sharded ? checkpoint.OpenShards(directory, index_path)
               : checkpoint.OpenOne(absl::StrCat(directory, "/model.safetensors"));
@@ -73,6 +76,46 @@ std::vector<std::string> Checkpoint::TensorNames() const {
   names.reserve(places_.size());
   for (const auto& [name, place] : places_) names.push_back(name);
   return names;
+}
+
+const TensorInfo* Checkpoint::Find(const std::string& name) const {
+  const auto place = places_.find(name);
+  if (place == places_.end()) return nullptr;
+  return &files_[place->second.file].tensors()[place->second.tensor];
+}
+
+absl::Status Checkpoint::ReadPart(const std::string& name, uint64_t first,
+                                  absl::Span<float> values) const {
+  const auto place = places_.find(name);
+  TERRACE_CHECK(place != places_.end());
+  const SafetensorsFile& file = files_[place->second.file];
+  return file.ReadPart(file.tensors()[place->second.tensor], first, values);
+}
+
+absl::StatusOr<uint64_t> Checkpoint::Fingerprint() const {
+  constexpr uint64_t kWholeBytes = uint64_t{1} << 20;
+  constexpr uint64_t kStretches = 64;
+  constexpr uint64_t kStretchBytes = kWholeBytes / kStretches;
+  uint64_t hash = 0;
+  const auto add = [&hash](absl::string_view bytes) {
+    hash = XXH3_64bits_withSeed(bytes.data(), bytes.size(), hash);
+  };
+  std::string bytes;
+  for (const auto& [name, place] : places_) {
+    const SafetensorsFile& file = files_[place.file];
+    const TensorInfo& tensor = file.tensors()[place.tensor];
+    add(absl::StrCat(name, " ", tensor.dtype, " ", ShapeText(tensor.shape)));
+    const bool whole = tensor.bytes <= kWholeBytes;
+    bytes.resize(whole ? tensor.bytes : kStretchBytes);
+    const uint64_t step = (tensor.bytes - bytes.size()) / (kStretches - 1);
+    for (uint64_t i = 0; i < (whole ? 1 : kStretches); ++i) {
+      const uint64_t offset = whole ? 0 : i * step;
+      absl::Status status = file.ReadBytes(tensor, offset, absl::MakeSpan(bytes));
+      if (!status.ok()) return status;
+      add(bytes);
+    }
+  }
+  return hash;
 }
 
 absl::Status Checkpoint::Read(const std::string& name, absl::Span<const uint64_t> shape,

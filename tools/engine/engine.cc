@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "io/check.h"
+#include "tools/engine/dense_ffn.h"
 #include "tools/engine/matrix_product.h"
 #include "tools/engine/physical_memory.h"
 
@@ -25,18 +26,6 @@ void RmsNorm(absl::Span<const float> x, absl::Span<const float> weight, double e
     const double mean = squares / static_cast<double>(width);
     const float scale = static_cast<float>(1 / std::sqrt(mean + epsilon));
     for (size_t i = 0; i < width; ++i) out[at + i] = x[at + i] * scale * weight[i];
-  }
-}
-
-// gate = activation(gate) * up.
-void Gate(Activation activation, absl::Span<const float> up, absl::Span<float> gate) {
-  switch (activation) {
-    case Activation::kSilu:
-      for (size_t i = 0; i < gate.size(); ++i) gate[i] *= up[i] / (1 + std::exp(-gate[i]));
-      return;
-    case Activation::kRelu:
-      for (size_t i = 0; i < gate.size(); ++i) gate[i] = std::max(gate[i], 0.0f) * up[i];
-      return;
   }
 }
 
@@ -65,17 +54,19 @@ Engine::Engine(const ModelConfig& config, ModelWeights weights, const EngineOpti
       value_(key_.size()),
       attended_(query_.size()),
       added_(hidden_.size()),
-      gate_(options.chunk_tokens * config.ffn),
-      up_(gate_.size()),
       cosines_(options.chunk_tokens * config.head_dim / 2),
-      sines_(cosines_.size()) {}
+      sines_(cosines_.size()) {
+  if (!weights_.has_ffn()) return;
+  dense_ffn_ = std::make_unique<DenseFfn>(config_, weights_, options.chunk_tokens);
+  ffn_ = dense_ffn_.get();
+}
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const std::string& directory,
                                                      const EngineOptions& options) {
   const absl::StatusOr<ModelConfig> config =
       ReadModelConfig(absl::StrCat(directory, "/config.json"));
   if (!config.ok()) return config.status();
-  absl::StatusOr<ModelWeights> weights = LoadModelWeights(directory, *config);
+  absl::StatusOr<ModelWeights> weights = LoadModelWeights(directory, *config, options.ffn);
   if (!weights.ok()) return weights.status();
   return Create(*config, *std::move(weights), options);
 }
@@ -94,6 +85,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const ModelConfig& config
   if (!fits.ok()) return fits;
   TERRACE_CHECK_EQ(weights.layers.size(), config.layers);
   return std::unique_ptr<Engine>(new Engine(config, std::move(weights), options, *std::move(rope)));
+}
+
+void Engine::UseFfn(FfnSource* ffn) {
+  ffn_ = ffn != nullptr ? ffn : dense_ffn_.get();
+  TERRACE_CHECK(ffn_ != nullptr);
 }
 
 size_t Engine::LogitCount(const ForwardStep& step) const {
@@ -126,10 +122,11 @@ absl::Status Engine::CheckStep(const ForwardStep& step) const {
 
 absl::Status Engine::Forward(const ForwardStep& step, AttentionSource& attention,
                              absl::Span<float> logits) {
+  TERRACE_CHECK(ffn_ != nullptr);
   TERRACE_CHECK_EQ(logits.size(), LogitCount(step));
   if (absl::Status status = CheckStep(step); !status.ok()) return status;
   const absl::Time start = absl::Now();
-  const absl::Duration attention_before = times_.attention;
+  const absl::Duration sources_before = times_.attention + times_.ffn;
   absl::Status status;
   for (size_t at = 0; status.ok() && at < step.tokens.size(); at += options_.chunk_tokens) {
     const absl::Span<const int32_t> chunk = step.tokens.subspan(at, options_.chunk_tokens);
@@ -143,7 +140,7 @@ absl::Status Engine::Forward(const ForwardStep& step, AttentionSource& attention
       RunHead(chunk.size() - 1, 1, logits);
     }
   }
-  times_.rest += absl::Now() - start - (times_.attention - attention_before);
+  times_.rest += absl::Now() - start - (times_.attention + times_.ffn - sources_before);
   return status;
 }
 
@@ -160,7 +157,8 @@ absl::Status Engine::RunLayers(size_t tokens, int64_t position, AttentionSource&
   for (size_t layer = 0; layer < config_.layers; ++layer) {
     absl::Status status = RunAttention(layer, tokens, position, attention);
     if (!status.ok()) return status;
-    RunFfn(weights_.layers[layer], tokens);
+    status = RunFfn(layer, tokens, position);
+    if (!status.ok()) return status;
   }
   return absl::OkStatus();
 }
@@ -222,18 +220,23 @@ absl::Status Engine::RunAttention(size_t layer, size_t tokens, int64_t position,
   return absl::OkStatus();
 }
 
-void Engine::RunFfn(const LayerWeights& layer, size_t tokens) {
+absl::Status Engine::RunFfn(size_t layer, size_t tokens, int64_t position) {
   const absl::Span<float> hidden = absl::MakeSpan(hidden_).first(tokens * config_.hidden);
   const absl::Span<float> normed = absl::MakeSpan(normed_).first(hidden.size());
   const absl::Span<float> added = absl::MakeSpan(added_).first(hidden.size());
-  const absl::Span<float> gate = absl::MakeSpan(gate_).first(tokens * config_.ffn);
-  const absl::Span<float> up = absl::MakeSpan(up_).first(gate.size());
-  RmsNorm(hidden, layer.ffn_norm, config_.rms_norm_eps, normed);
-  ApplyWeights(layer.gate, normed, gate);
-  ApplyWeights(layer.up, normed, up);
-  Gate(config_.activation, up, gate);
-  ApplyWeights(layer.down, gate, added);
+  RmsNorm(hidden, weights_.layers[layer].ffn_norm, config_.rms_norm_eps, normed);
+  FfnStep step;
+  step.layer = layer;
+  step.position = position;
+  step.tokens = tokens;
+  step.x = normed;
+  step.out = added;
+  const absl::Time start = absl::Now();
+  absl::Status status = ffn_->Run(step);
+  times_.ffn += absl::Now() - start;
+  if (!status.ok()) return status;
   Add(added, hidden);
+  return absl::OkStatus();
 }
 
 void Engine::RunHead(size_t first_token, size_t tokens, absl::Span<float> logits) {

@@ -13,6 +13,7 @@
 #include "absl/types/span.h"
 #include "runtime/rope.h"
 #include "tools/engine/attention_source.h"
+#include "tools/engine/ffn_source.h"
 #include "tools/engine/model_config.h"
 #include "tools/engine/model_weights.h"
 
@@ -20,6 +21,8 @@ namespace terrace {
 
 struct EngineOptions {
   size_t chunk_tokens = 512;  // run together; at least 1. Buffers are sized for so many.
+  // Without, UseFfn names what computes them before the first Forward.
+  FfnWeights ffn = FfnWeights::kLoad;
 
   // kInvalidArgument naming the field.
   absl::Status Validate() const;
@@ -39,12 +42,14 @@ struct ForwardStep {
 struct EngineTimes {
   int64_t tokens = 0;
   absl::Duration attention;  // in the attention source, storing of keys and values included
+  absl::Duration ffn;        // in the FFN source
   absl::Duration rest;
 };
 
 // A Llama model on the CPU, in fp32: RMSNorm, rotated attention from an AttentionSource, gated
-// feed-forward network. It is the reference that attention over tiers is tried with, not a fast
-// server: one sequence a call, products by OpenBLAS, split over oneTBB. Thread-compatible.
+// feed-forward network of its own or from an FfnSource. It is the reference that attention over
+// tiers is tried with, not a fast server: one sequence a call, products by OpenBLAS, split over
+// oneTBB. Thread-compatible.
 class Engine {
  public:
   // Reads config.json and the weights from a folder. Errors are theirs, and those of the options.
@@ -58,14 +63,18 @@ class Engine {
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
 
+  // From now on this computes the feed-forward networks; null: the engine's own. `ffn` is borrowed
+  // until it is replaced. REQUIRES: not null where the weights were not loaded.
+  void UseFfn(FfnSource* ffn);
+
   // Elements that Forward writes for the step.
   size_t LogitCount(const ForwardStep& step) const;
 
   // Runs the tokens through the model, in chunks, and appends them to `attention`.
   // logits: [1 or tokens, vocab] as step.logits_of says, empty for kNone.
   // kInvalidArgument, with nothing run, for no tokens, an id outside of the vocabulary or a
-  // negative position; errors of the attention source come as they are, with some layers perhaps
-  // having some of the tokens: attention.Truncate(step.position) takes them away.
+  // negative position; errors of the attention and FFN sources come as they are, with some layers
+  // perhaps having some of the tokens: attention.Truncate(step.position) takes them away.
   absl::Status Forward(const ForwardStep& step, AttentionSource& attention,
                        absl::Span<float> logits);
 
@@ -80,7 +89,7 @@ class Engine {
   absl::Status RunLayers(size_t tokens, int64_t position, AttentionSource& attention);
   absl::Status RunAttention(size_t layer, size_t tokens, int64_t position,
                             AttentionSource& attention);
-  void RunFfn(const LayerWeights& layer, size_t tokens);
+  absl::Status RunFfn(size_t layer, size_t tokens, int64_t position);
   void RunHead(size_t first_token, size_t tokens, absl::Span<float> logits);
 
   void Embed(absl::Span<const int32_t> tokens);
@@ -91,6 +100,8 @@ class Engine {
   const ModelWeights weights_;
   const EngineOptions options_;
   const Rope rope_;
+  std::unique_ptr<FfnSource> dense_ffn_;  // null where the weights were not loaded
+  FfnSource* ffn_ = nullptr;
   EngineTimes times_;
 
   // Of one chunk: [chunk_tokens, ...], with what one token has.
@@ -101,8 +112,6 @@ class Engine {
   std::vector<float> value_;     // kv_heads, head_dim
   std::vector<float> attended_;  // query_heads, head_dim
   std::vector<float> added_;     // hidden: what a part of the layer adds
-  std::vector<float> gate_;      // ffn
-  std::vector<float> up_;        // ffn
   std::vector<float> cosines_;   // head_dim / 2
   std::vector<float> sines_;     // head_dim / 2
 };

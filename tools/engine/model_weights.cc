@@ -37,8 +37,8 @@ class WeightReader {
   absl::Status status_;
 };
 
-void ReadLayer(const ModelConfig& config, const std::string& prefix, WeightReader& reader,
-               LayerWeights& layer) {
+void ReadLayer(const ModelConfig& config, const std::string& prefix, FfnWeights ffn,
+               WeightReader& reader, LayerWeights& layer) {
   const size_t hidden = config.hidden;
   const auto name = [&](absl::string_view part) { return absl::StrCat(prefix, part, ".weight"); };
   reader.Read(name("input_layernorm"), hidden, layer.attention_norm);
@@ -47,6 +47,7 @@ void ReadLayer(const ModelConfig& config, const std::string& prefix, WeightReade
   reader.Read(name("self_attn.v_proj"), {config.kv_width(), hidden}, layer.value);
   reader.Read(name("self_attn.o_proj"), {hidden, config.query_width()}, layer.output);
   reader.Read(name("post_attention_layernorm"), hidden, layer.ffn_norm);
+  if (ffn == FfnWeights::kLeaveOut) return;
   reader.Read(name("mlp.gate_proj"), {config.ffn, hidden}, layer.gate);
   reader.Read(name("mlp.up_proj"), {config.ffn, hidden}, layer.up);
   reader.Read(name("mlp.down_proj"), {hidden, config.ffn}, layer.down);
@@ -56,9 +57,10 @@ uint64_t Hash(absl::Span<const float> values, uint64_t seed) {
   return XXH3_64bits_withSeed(values.data(), values.size() * sizeof(float), seed);
 }
 
-uint64_t ExpectedBytes(const ModelConfig& config) {
+uint64_t ExpectedBytes(const ModelConfig& config, FfnWeights ffn) {
   const uint64_t attention = 2 * config.hidden * (config.query_width() + config.kv_width());
-  const uint64_t layer = attention + 3 * config.hidden * config.ffn + 2 * config.hidden;
+  const uint64_t network = ffn == FfnWeights::kLoad ? 3 * config.hidden * config.ffn : 0;
+  const uint64_t layer = attention + network + 2 * config.hidden;
   const uint64_t ends = (config.tied_head ? 1 : 2) * config.vocab * config.hidden + config.hidden;
   return sizeof(float) * (config.layers * layer + ends);
 }
@@ -78,7 +80,7 @@ uint64_t ModelWeights::bytes() const {
 }
 
 absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& directory,
-                                              const ModelConfig& config) {
+                                              const ModelConfig& config, FfnWeights ffn) {
   const absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(directory);
   if (!checkpoint.ok()) return checkpoint.status();
   for (const std::string& name : checkpoint->TensorNames()) {
@@ -88,7 +90,7 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& directory,
     }
   }
   const absl::Status fits =
-      CheckFitsMemory(absl::StrCat(directory, ": weights in fp32"), ExpectedBytes(config));
+      CheckFitsMemory(absl::StrCat(directory, ": weights in fp32"), ExpectedBytes(config, ffn));
   if (!fits.ok()) return fits;
 
   ModelWeights weights;
@@ -96,18 +98,23 @@ absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& directory,
   reader.Read("model.embed_tokens.weight", {config.vocab, config.hidden}, weights.embedding);
   weights.layers.resize(config.layers);
   for (size_t i = 0; i < config.layers; ++i) {
-    ReadLayer(config, absl::StrCat("model.layers.", i, "."), reader, weights.layers[i]);
+    ReadLayer(config, absl::StrCat("model.layers.", i, "."), ffn, reader, weights.layers[i]);
   }
   reader.Read("model.norm.weight", config.hidden, weights.norm);
   if (!config.tied_head) {
     reader.Read("lm_head.weight", {config.vocab, config.hidden}, weights.head);
   }
   if (!reader.status().ok()) return reader.status();
+  if (ffn == FfnWeights::kLeaveOut) {
+    const absl::StatusOr<uint64_t> hash = checkpoint->Fingerprint();
+    if (!hash.ok()) return hash.status();
+    weights.left_out_hash = *hash;
+  }
   return weights;
 }
 
 uint64_t Fingerprint(const ModelWeights& weights) {
-  uint64_t hash = Hash(weights.embedding.values, 0);
+  uint64_t hash = Hash(weights.embedding.values, weights.left_out_hash);
   for (const LayerWeights& layer : weights.layers) {
     hash = Hash(layer.attention_norm, hash);
     hash = Hash(layer.ffn_norm, hash);

@@ -18,7 +18,7 @@ struct LayerWeights {
   Matrix value;                       // [kv_heads * head_dim, hidden]
   Matrix output;                      // [hidden, query_heads * head_dim]
   std::vector<float> ffn_norm;        // [hidden]
-  Matrix gate;                        // [ffn, hidden]
+  Matrix gate;                        // [ffn, hidden]; empty, as up and down, when left out
   Matrix up;                          // [ffn, hidden]
   Matrix down;                        // [hidden, ffn]
 };
@@ -31,12 +31,22 @@ struct ModelWeights {
   std::vector<float> norm;  // [hidden]
   Matrix head;              // [vocab, hidden]; empty when it is the embedding
 
+  // Without the matrices of the feed-forward networks: a hash of them. Else 0.
+  uint64_t left_out_hash = 0;
+
+  bool has_ffn() const { return !layers.empty() && !layers[0].gate.values.empty(); }
   const Matrix& output_head() const { return head.values.empty() ? embedding : head; }
   uint64_t bytes() const;
 };
 
 // A hash of every weight, which tells models of one shape apart.
 uint64_t Fingerprint(const ModelWeights& weights);
+
+// What to do with gate, up and down matrices.
+enum class FfnWeights : uint8_t {
+  kLoad,
+  kLeaveOut,  // something else computes the feed-forward networks; saves most of the memory
+};
 
 // Reads the tensors of `directory` by their Hugging Face names: from the shards that
 // model.safetensors.index.json lists, or without it from model.safetensors. Tensors that a Llama
@@ -46,7 +56,8 @@ uint64_t Fingerprint(const ModelWeights& weights);
 // whose shape is not what the config implies (both are named), a bias and a bad index, and
 // kResourceExhausted when the machine has not the memory.
 absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& directory,
-                                              const ModelConfig& config);
+                                              const ModelConfig& config,
+                                              FfnWeights ffn = FfnWeights::kLoad);
 
 }  // namespace terrace
 

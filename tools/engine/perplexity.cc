@@ -10,6 +10,8 @@
 namespace terrace {
 namespace {
 
+constexpr size_t kPromptStepTokens = 256;
+
 // -ln of the probability that softmax gives the token.
 double Surprise(absl::Span<const float> logits, int32_t token) {
   const double largest = *std::max_element(logits.begin(), logits.end());
@@ -19,15 +21,18 @@ double Surprise(absl::Span<const float> logits, int32_t token) {
 }
 
 // The last token is only predicted.
-absl::StatusOr<double> WindowSurprise(absl::Span<const int32_t> window, size_t step_tokens,
-                                      Engine& engine, AttentionSource& attention,
-                                      std::vector<float>& logits) {
+absl::StatusOr<double> WindowSurprise(absl::Span<const int32_t> window,
+                                      const PerplexityOptions& options, Engine& engine,
+                                      AttentionSource& attention, std::vector<float>& logits) {
   if (absl::Status status = attention.Truncate(0); !status.ok()) return status;
   const size_t vocab = engine.config().vocab;
   const absl::Span<const int32_t> inputs = window.first(window.size() - 1);
   double sum = 0;
-  for (size_t at = 0; at < inputs.size(); at += step_tokens) {
-    const ForwardStep step = {inputs.subspan(at, step_tokens), static_cast<int64_t>(at),
+  for (size_t at = 0; at < inputs.size();) {
+    const size_t most = at < options.prompt_tokens
+                            ? std::min(options.prompt_tokens - at, kPromptStepTokens)
+                            : options.step_tokens;
+    const ForwardStep step = {inputs.subspan(at, most), static_cast<int64_t>(at),
                               LogitsOf::kEveryToken};
     logits.resize(engine.LogitCount(step));
     absl::Status status = engine.Forward(step, attention, absl::MakeSpan(logits));
@@ -35,6 +40,7 @@ absl::StatusOr<double> WindowSurprise(absl::Span<const int32_t> window, size_t s
     for (size_t i = 0; i < step.tokens.size(); ++i) {
       sum += Surprise(absl::MakeConstSpan(logits).subspan(i * vocab, vocab), window[at + i + 1]);
     }
+    at += step.tokens.size();
   }
   return sum;
 }
@@ -73,7 +79,7 @@ absl::StatusOr<Perplexity> MeasurePerplexity(absl::string_view text,
     const size_t at = i * options.stride_bytes;
     const std::vector<int32_t> window = EncodeText(text.substr(at, window_bytes));
     const absl::StatusOr<double> surprise =
-        WindowSurprise(window, options.step_tokens, engine, attention, logits);
+        WindowSurprise(window, options, engine, attention, logits);
     if (!surprise.ok()) return surprise.status();
     sum += *surprise;
   }

@@ -18,6 +18,8 @@ struct PerplexityOptions {
   size_t max_windows = 16;      // at least 1
   // Tokens run at once; their logits are held, 4 * vocab bytes each. At least 1.
   size_t step_tokens = 256;
+  // Of each window, so many come first in steps of 256, whatever step_tokens is: a prompt.
+  size_t prompt_tokens = 0;
 
   // kInvalidArgument naming the field and its value.
   absl::Status Validate() const;

@@ -139,24 +139,38 @@ const TensorInfo* SafetensorsFile::Find(absl::string_view name) const {
 
 absl::Status SafetensorsFile::Read(const TensorInfo& tensor, absl::Span<float> values) const {
   TERRACE_CHECK_EQ(values.size(), tensor.elements);
+  return ReadPart(tensor, 0, values);
+}
+
+absl::Status SafetensorsFile::ReadPart(const TensorInfo& tensor, uint64_t first,
+                                       absl::Span<float> values) const {
+  TERRACE_CHECK(first <= tensor.elements && values.size() <= tensor.elements - first);
   const std::optional<KvDtype> dtype = LoadableDtype(tensor.dtype);
   if (!dtype.has_value()) {
     return absl::InvalidArgumentError(absl::StrCat(path(), ": tensor \"", tensor.name, "\": dtype ",
                                                    tensor.dtype, " is not F32, F16 or BF16"));
   }
   std::vector<char> bytes;
-  uint64_t offset = data_offset_ + tensor.offset;
+  uint64_t offset = first * KvDtypeBytes(*dtype);
   for (size_t at = 0; at < values.size(); at += kChunkElements) {
     const absl::Span<float> chunk = values.subspan(at, kChunkElements);
     bytes.resize(chunk.size() * KvDtypeBytes(*dtype));
-    if (absl::Status status = file_.Read(offset, absl::MakeSpan(bytes)); !status.ok()) {
-      return absl::Status(status.code(),
-                          absl::StrCat(status.message(), ", in tensor \"", tensor.name, "\""));
+    if (absl::Status status = ReadBytes(tensor, offset, absl::MakeSpan(bytes)); !status.ok()) {
+      return status;
     }
     DecodeKv(bytes.data(), *dtype, chunk.size(), chunk.data());
     offset += bytes.size();
   }
   return absl::OkStatus();
+}
+
+absl::Status SafetensorsFile::ReadBytes(const TensorInfo& tensor, uint64_t offset,
+                                        absl::Span<char> bytes) const {
+  TERRACE_CHECK(offset <= tensor.bytes && bytes.size() <= tensor.bytes - offset);
+  absl::Status status = file_.Read(data_offset_ + tensor.offset + offset, bytes);
+  if (status.ok()) return status;
+  return absl::Status(status.code(),
+                      absl::StrCat(status.message(), ", in tensor \"", tensor.name, "\""));
 }
 
 absl::Status WriteSafetensors(const std::string& path, absl::Span<const TensorToWrite> tensors) {

@@ -34,6 +34,10 @@ class SafetensorsFile {
   // Reads one of this file's tensors as fp32, whatever it is stored as: [tensor.elements].
   // kInvalidArgument when its dtype cannot be loaded, kDataLoss when the file has become shorter.
   absl::Status Read(const TensorInfo& tensor, absl::Span<float> values) const;
+  // Reads only [values.size()] elements, from `first` on. REQUIRES: the tensor has them.
+  absl::Status ReadPart(const TensorInfo& tensor, uint64_t first, absl::Span<float> values) const;
+  // Reads bytes of the tensor as they are stored. REQUIRES: the tensor has them.
+  absl::Status ReadBytes(const TensorInfo& tensor, uint64_t offset, absl::Span<char> bytes) const;
 
  private:
   SafetensorsFile(InputFile file, uint64_t data_offset, std::vector<TensorInfo> tensors);
