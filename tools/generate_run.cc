@@ -17,9 +17,14 @@ namespace {
 // One run: what the tokens go through, and what it came to.
 class Run {
  public:
-  // weights: null where the engine has all of its own.
-  Run(const GenerateSetup& setup, Engine& engine, const PagedFfn* weights, Sampler& sampler)
-      : setup_(setup), engine_(engine), weights_(weights), sampler_(sampler) {}
+  // weights: null where the engine has all of its own. `share`: of the disk with these, or null.
+  Run(const GenerateSetup& setup, Engine& engine, const PagedFfn* weights,
+      std::shared_ptr<DeviceShare> share, Sampler& sampler)
+      : setup_(setup),
+        engine_(engine),
+        weights_(weights),
+        device_share_(std::move(share)),
+        sampler_(sampler) {}
 
   absl::StatusOr<GenerateReport> Generate(const std::atomic<bool>& stop,
                                           absl::FunctionRef<absl::Status(const std::string&)> take);
@@ -44,6 +49,7 @@ class Run {
   const GenerateSetup& setup_;
   Engine& engine_;
   const PagedFfn* const weights_;
+  const std::shared_ptr<DeviceShare> device_share_;
   Sampler& sampler_;
   // The context goes before its runtime, and the source before both.
   std::unique_ptr<Runtime> runtime_;
@@ -71,6 +77,7 @@ absl::Status Run::StartInTiers() {
   if (!options.ok()) return options.status();
   options->active_contexts = 1;
   options->tiers.reuse = setup_.reuse || !setup_.load.empty();
+  options->tiers.device_share = device_share_;
   auto runtime = Runtime::Open(*options);
   if (!runtime.ok()) return runtime.status();
   runtime_ = *std::move(runtime);
@@ -202,13 +209,19 @@ absl::StatusOr<GenerateReport> RunGenerate(
     return absl::Status(status.code(), absl::StrCat(setup.model, ": ", status.message()));
   }
   std::unique_ptr<PagedFfn> weights;
+  std::shared_ptr<DeviceShare> share;
   if (setup.weights.given()) {
-    auto opened = PagedFfn::Open(setup.weights.Options(setup.model)[0], (*engine)->config());
+    // Both are on one disk as a rule, where keys and values go before weights.
+    if (setup.runtime.nvme > 0)
+      share = std::make_shared<DeviceShare>(TierManagerOptions().io_depth);
+    PagedFfnOptions options = setup.weights.Options(setup.model)[0];
+    options.device_share = share;
+    auto opened = PagedFfn::Open(options, (*engine)->config());
     if (!opened.ok()) return opened.status();
     weights = *std::move(opened);
     (*engine)->UseFfn(weights.get());
   }
-  return Run(setup, **engine, weights.get(), *sampler).Generate(stop, take);
+  return Run(setup, **engine, weights.get(), std::move(share), *sampler).Generate(stop, take);
 }
 
 }  // namespace terrace

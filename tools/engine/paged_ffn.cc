@@ -82,6 +82,7 @@ absl::StatusOr<WeightPagerOptions> PagerOptions(const BundleFile& file,
   pager.window_tokens = options.window_tokens;
   pager.gate_first = options.predictor == PredictorKind::kGateFirst;
   pager.pool = &EngineThreads();
+  pager.device_share = options.device_share;
   const uint64_t directory = file.memory_bytes();
   const uint64_t needed = directory + WeightPager::MinDramBytes(file.shape(), pager);
   if (options.dram_bytes < needed) {

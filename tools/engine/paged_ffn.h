@@ -35,7 +35,10 @@ struct PagedFfnOptions {
   PredictorKind predictor = PredictorKind::kLowRank;
   CoreOptions core;
   bool prefetch = false;  // what the predictor says of the next layer for this layer's input
-  bool measure = false;   // compare predictions with what fires, by an oracle beside
+  // The depth of the disk, where the tiers of keys and values are on it too; see
+  // WeightPagerOptions.
+  std::shared_ptr<DeviceShare> device_share = {};
+  bool measure = false;  // compare predictions with what fires, by an oracle beside
 };
 
 struct PagedFfnStats {
