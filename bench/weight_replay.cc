@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <iterator>
 #include <memory>
 #include <random>
 #include <string>
@@ -112,25 +113,32 @@ struct Trace {
   std::vector<std::vector<std::vector<uint32_t>>> guessed;  // a layer ahead
 };
 
-// Most of those that will fire, and as many others as are missing, which the last token used.
-std::vector<uint32_t> Guess(const std::vector<uint32_t>& firing, const std::vector<uint32_t>& last,
-                            double known, std::mt19937_64& random) {
+// Most of those that will fire, and as many wrong ones as are missing: `others`, which fired for a
+// token of another text, so they are those that fire often.
+std::vector<uint32_t> Guess(const std::vector<uint32_t>& firing,
+                            const std::vector<uint32_t>& others, double known,
+                            std::mt19937_64& random) {
   std::vector<uint32_t> guessed;
   std::bernoulli_distribution knows(known);
   for (const uint32_t neuron : firing) {
     if (knows(random)) guessed.push_back(neuron);
   }
-  const size_t wrong = firing.size() - guessed.size();
-  for (size_t i = 0; i < wrong && !last.empty(); ++i)
-    guessed.push_back(last[random() % last.size()]);
+  std::vector<uint32_t> wrong;
+  std::set_difference(others.begin(), others.end(), firing.begin(), firing.end(),
+                      std::back_inserter(wrong));
+  std::shuffle(wrong.begin(), wrong.end(), random);
+  wrong.resize(std::min(wrong.size(), firing.size() - guessed.size()));
+  guessed.insert(guessed.end(), wrong.begin(), wrong.end());
   return guessed;
 }
 
 Trace MakeTrace(const BundleShape& shape, size_t tokens) {
   Trace trace;
   std::vector<ActivationTrace> layers;
+  std::vector<ActivationTrace> other_texts;
   for (uint32_t layer = 0; layer < shape.layers; ++layer) {
     layers.emplace_back(TraceParameters(shape), layer, absl::GetFlag(FLAGS_seed));
+    other_texts.emplace_back(TraceParameters(shape), layer, absl::GetFlag(FLAGS_seed) + 1);
   }
   std::mt19937_64 random(absl::GetFlag(FLAGS_seed));
   for (size_t token = 0; token < tokens; ++token) {
@@ -138,10 +146,8 @@ Trace MakeTrace(const BundleShape& shape, size_t tokens) {
     trace.guessed.emplace_back();
     for (uint32_t layer = 0; layer < shape.layers; ++layer) {
       trace.firing.back().push_back(layers[layer].Next());
-      const std::vector<uint32_t> none;
-      const std::vector<uint32_t>& last = token == 0 ? none : trace.firing[token - 1][layer];
-      trace.guessed.back().push_back(
-          Guess(trace.firing.back().back(), last, absl::GetFlag(FLAGS_predicted_ahead), random));
+      trace.guessed.back().push_back(Guess(trace.firing.back().back(), other_texts[layer].Next(),
+                                           absl::GetFlag(FLAGS_predicted_ahead), random));
     }
   }
   return trace;

@@ -37,17 +37,19 @@ std::vector<T> CopyOf(absl::Span<const std::byte> bytes) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<const BundleFile>> BundleFile::Open(const std::string& path) {
+absl::StatusOr<std::unique_ptr<const BundleFile>> BundleFile::Open(const std::string& path,
+                                                                   uint64_t max_bytes) {
   FileDeviceOptions options;
   options.path = path;
   options.read_only = true;
   options.depth = 1;
   const absl::StatusOr<std::unique_ptr<BlockDevice>> device = OpenFileDevice(options);
   if (!device.ok()) return device.status();
-  return Read(**device);
+  return Read(**device, max_bytes);
 }
 
-absl::StatusOr<std::unique_ptr<const BundleFile>> BundleFile::Read(BlockDevice& device) {
+absl::StatusOr<std::unique_ptr<const BundleFile>> BundleFile::Read(BlockDevice& device,
+                                                                   uint64_t max_bytes) {
   const std::string& path = device.info().path;
   const uint64_t size = device.info().size_bytes;
   if (size < kPageBytes) {
@@ -62,6 +64,13 @@ absl::StatusOr<std::unique_ptr<const BundleFile>> BundleFile::Read(BlockDevice& 
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": bundles: has ", size, " bytes where its header says ",
                      header->file_bytes, size < header->file_bytes ? "; truncated?" : ""));
+  }
+  // Before anything is allocated for what a forged header asks.
+  const uint64_t tables = size - header->shape.data_end();
+  if (tables > max_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": bundles: needs ", tables,
+                     " bytes of memory for its tables alone, and was given ", max_bytes));
   }
   auto file = std::unique_ptr<BundleFile>(new BundleFile());
   file->path_ = path;

@@ -61,14 +61,20 @@ struct BundleTables {
 // checksum of each page of groups, order, frequencies, predictors. Little-endian.
 class BundleFile {
  public:
+  // Tables of models that there are take a fraction of it.
+  static constexpr uint64_t kMaxBytes = uint64_t{8} << 30;
+
   // Reads header and tables of the file. Bundles are to be read through another device on `path`,
   // opened read_only; what was replaced in between does not pass Verify. Errors name the path:
   // those of OpenFileDevice, and of Read.
-  static absl::StatusOr<std::unique_ptr<const BundleFile>> Open(const std::string& path);
+  static absl::StatusOr<std::unique_ptr<const BundleFile>> Open(const std::string& path,
+                                                                uint64_t max_bytes = kMaxBytes);
   // Reads header and tables through an idle device, which is not kept. kInvalidArgument for what is
   // no bundle file, has another version, a shape or tables that are out of bounds, or a size other
-  // than the header says; kDataLoss for a wrong checksum and what cannot be read.
-  static absl::StatusOr<std::unique_ptr<const BundleFile>> Read(BlockDevice& device);
+  // than the header says, and for tables of more than `max_bytes` in memory; kDataLoss for a wrong
+  // checksum and what cannot be read.
+  static absl::StatusOr<std::unique_ptr<const BundleFile>> Read(BlockDevice& device,
+                                                                uint64_t max_bytes = kMaxBytes);
 
   const std::string& path() const { return path_; }
   const BundleShape& shape() const { return shape_; }

@@ -93,6 +93,11 @@ absl::Status TakeWeights(EvalArguments& arguments) {
   if (!arguments.perplexity) {
     return absl::InvalidArgumentError("--weights: goes with --perplexity");
   }
+  if (!arguments.setup.policies[0].is_plain() && arguments.setup.perplexity->step_tokens != 1) {
+    return absl::InvalidArgumentError(
+        "--weights: paged weights run token by token, which some policies depend on: with a "
+        "--policy other than plain give --perplexity-step 1");
+  }
   arguments.setup.weights = arguments.weights.Options(arguments.setup.model);
   return absl::OkStatus();
 }

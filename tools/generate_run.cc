@@ -78,6 +78,7 @@ absl::Status Run::StartInTiers() {
   options->active_contexts = 1;
   options->tiers.reuse = setup_.reuse || !setup_.load.empty();
   options->tiers.device_share = device_share_;
+  if (weights_ != nullptr) options->shape.model_id ^= weights_->Fingerprint();
   auto runtime = Runtime::Open(*options);
   if (!runtime.ok()) return runtime.status();
   runtime_ = *std::move(runtime);

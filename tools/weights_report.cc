@@ -21,12 +21,6 @@ double PerActive(const PagedFfnStats& stats) {
   return stats.firing == 0 ? 0 : stats.predicted_share() / stats.firing_share();
 }
 
-// Of single tokens: what a prompt reads is not among it.
-uint64_t ReadPerToken(const WeightsResult& result) {
-  const uint64_t tokens = result.stats.pager.tokens;
-  return tokens == 0 ? 0 : result.stats.pager.read_bytes / tokens;
-}
-
 }  // namespace
 
 std::string WeightsTable(const EvalReport& report) {
@@ -50,7 +44,7 @@ std::string WeightsTable(const EvalReport& report) {
                   absl::StrFormat("%.4f", Ratio(report, result)),
                   FormatPercent(stats.firing_share()), FormatPercent(stats.predicted_share()),
                   absl::StrFormat("%.2f", PerActive(stats)), FormatPercent(stats.missed_share()),
-                  FormatPercent(stats.lost_share()), FormatByteSize(ReadPerToken(result)),
+                  FormatPercent(stats.lost_share()), FormatByteSize(stats.read_bytes_per_token()),
                   FormatSeconds(result.seconds)});
   }
   const WeightsResult& first = report.weights[0];

@@ -177,5 +177,29 @@ TEST_F(CliPackTest, EvalComparesPredictors) {
   EXPECT_EQ(weights[2]["prompt_tokens"], 64);
 }
 
+// What was computed with approximate weights must not pass for exact.
+TEST_F(CliPackTest, ASavedContextGoesOnWithThePredictorThatMadeItOnly) {
+  ASSERT_EQ(Pack({"--calibrate", CalibrationText(), "--calibrate-tokens", "4096"}).exit_code, 0);
+  const std::string tiers = dir_.Join("tiers");
+  std::filesystem::create_directory(tiers);
+  const auto run = [&](const std::string& predictor, const Arguments& more) {
+    Arguments arguments = {"generate",       "--model",     model_,    "--prompt",
+                           "The weights of", "--tokens",    "24",      "--policy",
+                           "full",           "--weights",   file_,     "--weights-dram",
+                           "2MiB",           "--predictor", predictor, "--nvme",
+                           "64MiB",          "--dir",       tiers};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return RunTerrace(arguments);
+  };
+  const RunResult saved = run("core", {"--save", "a"});
+  ASSERT_EQ(saved.exit_code, 0) << saved.err;
+  for (const std::string predictor : {"oracle", "low-rank"}) {
+    const RunResult other = run(predictor, {"--load", "a"});
+    EXPECT_EQ(other.exit_code, 1) << predictor;
+    EXPECT_THAT(other.err, HasSubstr("model"));
+  }
+  EXPECT_EQ(run("core", {"--load", "a"}).exit_code, 0);
+}
+
 }  // namespace
 }  // namespace terrace

@@ -9,6 +9,7 @@
 #include "absl/time/time.h"
 #include "tools/engine/checkpoint.h"
 #include "tools/engine/engine_threads.h"
+#include "xxhash.h"
 
 namespace terrace {
 namespace {
@@ -123,10 +124,15 @@ double PagedFfnStats::predicted_share() const { return Share(predicted, neurons)
 double PagedFfnStats::firing_share() const { return Share(firing, neurons); }
 double PagedFfnStats::missed_share() const { return Share(missed, firing); }
 double PagedFfnStats::lost_share() const { return Share(lost, firing); }
+uint64_t PagedFfnStats::read_bytes_per_token() const {
+  const uint64_t tokens = predictions / layers;
+  return tokens == 0 ? 0 : (pager.read_bytes - prompt_read_bytes) / tokens;
+}
 
 absl::StatusOr<std::unique_ptr<PagedFfn>> PagedFfn::Open(const PagedFfnOptions& options,
                                                          const ModelConfig& config) {
-  absl::StatusOr<std::unique_ptr<const BundleFile>> opened = BundleFile::Open(options.bundles);
+  absl::StatusOr<std::unique_ptr<const BundleFile>> opened =
+      BundleFile::Open(options.bundles, options.dram_bytes);
   if (!opened.ok()) return opened.status();
   const std::shared_ptr<const BundleFile> file = *std::move(opened);
   if (absl::Status status = CheckModel(*file, options, config); !status.ok()) return status;
@@ -163,7 +169,9 @@ absl::Status PagedFfn::RunPrompt(const FfnStep& step) {
   const absl::Time start = absl::Now();
   const auto layer = static_cast<uint32_t>(step.layer);
   absl::Status status = predictor_->Observe(layer, step.position == 0, step.x);
+  const uint64_t read_before = pager_->Stats().read_bytes;
   if (status.ok()) status = pager_->DenseFfn(layer, step.x, step.out);
+  stats_.prompt_read_bytes += pager_->Stats().read_bytes - read_before;
   if (step.layer == 0) stats_.prompt_tokens += step.tokens;
   stats_.prompt_seconds += absl::ToDoubleSeconds(absl::Now() - start);
   return status;
@@ -214,8 +222,36 @@ absl::Status PagedFfn::Measure(uint32_t layer, absl::Span<const float> x) {
   return absl::OkStatus();
 }
 
+uint64_t PagedFfn::Fingerprint() const {
+  const BundleFile& bundles = file();
+  std::string what = KvDtypeName(bundles.shape().dtype);
+  uint64_t factors = 0;
+  switch (options_.predictor) {
+    case PredictorKind::kOracle:
+    case PredictorKind::kAll:
+    case PredictorKind::kGateFirst:
+      break;
+    case PredictorKind::kCore:
+      absl::StrAppend(&what, " core ", options_.core.token_share, " ", options_.core.text_share,
+                      " ", options_.core.first_layer);
+      break;
+    case PredictorKind::kLowRank:
+      absl::StrAppend(&what, " low-rank");
+      for (uint32_t unit = 0; unit < bundles.shape().units(); ++unit) {
+        const PredictorFactors& of = *bundles.Predictor(unit);
+        factors = XXH3_64bits_withSeed(of.a.data(), of.a.size() * sizeof(of.a[0]), factors);
+        factors = XXH3_64bits_withSeed(of.b.data(), of.b.size() * sizeof(of.b[0]), factors);
+        factors = XXH3_64bits_withSeed(of.thresholds.data(),
+                                       of.thresholds.size() * sizeof(of.thresholds[0]), factors);
+      }
+      break;
+  }
+  return XXH3_64bits_withSeed(what.data(), what.size(), factors);
+}
+
 PagedFfnStats PagedFfn::Stats() const {
   PagedFfnStats stats = stats_;
+  stats.layers = file().shape().layers;
   stats.pager = pager_->Stats();
   stats.pager_bytes = pager_->memory_bytes();
   stats.directory_bytes = file().memory_bytes();

@@ -42,6 +42,7 @@ struct PagedFfnOptions {
 };
 
 struct PagedFfnStats {
+  uint64_t layers = 1;
   // Of tokens whose networks were predicted, over all layers.
   uint64_t predictions = 0;  // tokens times layers
   uint64_t neurons = 0;      // that there are in these
@@ -52,6 +53,7 @@ struct PagedFfnStats {
   uint64_t lost = 0;    // of these, not computed for the sake of a neighbour in their group either
 
   uint64_t prompt_tokens = 0;  // whose networks were computed whole
+  uint64_t prompt_read_bytes = 0;
   double prompt_seconds = 0;
   double predict_seconds = 0;  // of predictions, those for prefetching included
   WeightPagerStats pager;
@@ -64,6 +66,8 @@ struct PagedFfnStats {
   double firing_share() const;
   double missed_share() const;  // of what fires
   double lost_share() const;    // of what fires
+  // Of tokens that were predicted, each.
+  uint64_t read_bytes_per_token() const;
 };
 
 // Feed-forward networks whose weights are in a bundle file and partly in memory. A single token is
@@ -80,6 +84,10 @@ class PagedFfn final : public FfnSource {
 
   absl::Status Run(const FfnStep& step) override;
 
+  // A hash of what makes its results differ from those of the model in memory: the dtype of the
+  // file and, unless it is exact, the predictor. What was computed with one does not go on with
+  // another.
+  uint64_t Fingerprint() const;
   PagedFfnStats Stats() const;
   const BundleFile& file() const { return pager_->file(); }
   const DeviceInfo& device_info() const { return pager_->device_info(); }
