@@ -9,11 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "absl/container/flat_hash_set.h"
-#include "io/memory_device.h"
-#include "tests/support/context_rig.h"
-#include "tests/support/faulty_device.h"
-#include "tiers/nvme_geometry.h"
+#include "tests/support/indexed_context.h"
 
 // Contexts whose policies have an index: when it is made, what it does for attention, and what
 // happens where it cannot be.
@@ -21,60 +17,6 @@ namespace terrace {
 namespace {
 
 using ::testing::HasSubstr;
-
-constexpr int64_t kTokens = 1000;
-constexpr size_t kChunk = 50;
-constexpr uint64_t kNvmeBytes = 16 << 20;
-constexpr size_t kSealed = 27;  // columns, of kTokens
-
-RuntimeOptions Options(LookupKind kind) {
-  RuntimeOptions options = SmallRuntime();
-  options.lookup = {.kind = kind};
-  options.lookup.keys = 64;
-  options.lookup.share = 0.25;
-  options.lookup.min_share = 0;
-  options.index_tail_tokens = 64;
-  return options;
-}
-
-// With room in DRAM for the keys of all graphs, or for a segment of a head that is clustered.
-RuntimeOptions OnNvme(RuntimeOptions options) {
-  const size_t blocks = options.lookup.kind == LookupKind::kGraph ? 160 : 48;
-  options.tiers.dram_bytes = blocks * options.BlockBytes();
-  options.tiers.nvme_bytes = kNvmeBytes;
-  return options;
-}
-
-std::unique_ptr<Context> Filled(ContextRig& rig, int64_t tokens = kTokens) {
-  auto context = *rig.runtime().NewContext();
-  EXPECT_TRUE(rig.Prefill(*context, tokens, kChunk).ok());
-  return context;
-}
-
-std::vector<std::vector<float>> Decode(const ContextRig& rig, Context& context) {
-  std::vector<std::vector<float>> out;
-  for (size_t layer = 0; layer < rig.shape().layers; ++layer) {
-    out.push_back(*rig.Attend(context, layer, context.tokens(layer) - 1, 1));
-  }
-  return out;
-}
-
-// Of the output of a decode step, the largest over the layers.
-double ErrorOf(const ContextRig& rig, Context& context) {
-  const auto out = Decode(rig, context);
-  double error = 0;
-  for (size_t layer = 0; layer < out.size(); ++layer) {
-    const int64_t position = context.tokens(layer) - 1;
-    error = std::max(
-        error,
-        ContextRig::Error(out[layer], rig.Expected(layer, position, [](int64_t) { return true; })));
-  }
-  return error;
-}
-
-LookupStats StatsOf(const Context& context, LookupKind kind) {
-  return context.Stats().Total().lookups[static_cast<size_t>(kind)];
-}
 
 // Clusters are read token by token where everything is in DRAM, and as a whole with NVMe.
 struct Case {
@@ -257,135 +199,6 @@ INSTANTIATE_TEST_SUITE_P(Kinds, ContextIndexTest,
                            return std::string(LookupKindName(info.param.kind)) +
                                   (info.param.on_nvme ? "OnNvme" : "InDram");
                          });
-
-TEST(ClusterContextTest, ClustersThatComeTooLateAreEstimated) {
-  RuntimeOptions options = OnNvme(Options(LookupKind::kCluster));
-  options.lookup.patience = absl::Milliseconds(1);
-  options.index_tail_tokens = 4096;
-  MemoryDeviceOptions memory;
-  memory.size_bytes = PlanNvmeGeometry(kNvmeBytes, options.BlockBytes())->total_bytes();
-  auto device = std::make_unique<FaultyDevice>(*MemoryDevice::Create(memory), /*seed=*/1);
-  FaultyDevice& disk = *device;
-  TierManager::Parts parts;
-  parts.device = std::move(device);
-  ContextRig rig(options, /*seed=*/1, std::move(parts));
-  const auto context = Filled(rig);
-  const std::vector<BlockId> before = rig.runtime().tiers().OwnedBlocks();
-  const absl::flat_hash_set<BlockId> tokens(before.begin(), before.end());
-  for (size_t layer = 0; layer < 2; ++layer) ASSERT_TRUE(context->BuildIndex(layer).ok());
-  ASSERT_TRUE(rig.runtime().tiers().Flush().ok());
-  absl::flat_hash_set<uint64_t> places;
-  for (const BlockId& id : rig.runtime().tiers().OwnedBlocks()) {
-    if (!tokens.contains(id)) places.insert(*rig.runtime().tiers().NvmeOffset(id));
-  }
-  disk.HoldWhen([&](const IoRequest& request) {
-    return request.op == IoOp::kRead && places.contains(request.offset);
-  });
-  const double error = ErrorOf(rig, *context);
-  disk.ReleaseAll();
-  const LookupStats stats = StatsOf(*context, LookupKind::kCluster);
-  EXPECT_GT(stats.late_blocks, 0u);
-  EXPECT_EQ(stats.lost_blocks, 0u);
-  RuntimeOptions without = Options(LookupKind::kStreaming);
-  ContextRig streaming(without);
-  EXPECT_LT(error, ErrorOf(streaming, *Filled(streaming)));
-}
-
-TEST(ClusterContextTest, BlocksOfClustersThatTheTiersLostAreMadeAnew) {
-  RuntimeOptions options = OnNvme(Options(LookupKind::kCluster));
-  options.lookup.share = 1;
-  ContextRig rig(options);
-  const auto context = Filled(rig);
-  TierManager& tiers = rig.runtime().tiers();
-  const std::vector<BlockId> before = tiers.OwnedBlocks();
-  const absl::flat_hash_set<BlockId> tokens(before.begin(), before.end());
-  EXPECT_LT(ErrorOf(rig, *context), 1e-5);
-  std::vector<BlockId> clusters = tiers.OwnedBlocks();
-  std::erase_if(clusters, [&](const BlockId& id) { return tokens.contains(id); });
-  ASSERT_EQ(clusters.size(), (kSealed - 1) * 2 * 2);  // layers and KV heads
-  tiers.Drop(clusters);
-  EXPECT_GT(ErrorOf(rig, *context), 1e-5) << "all are estimated";
-  const uint64_t lost = StatsOf(*context, LookupKind::kCluster).lost_blocks;
-  EXPECT_EQ(lost, clusters.size());
-  EXPECT_TRUE(context->Lost().empty()) << "the tokens are still there";
-  EXPECT_LT(ErrorOf(rig, *context), 1e-5);
-  EXPECT_EQ(StatsOf(*context, LookupKind::kCluster).lost_blocks, lost);
-}
-
-// Nothing is stored for clusters whose tokens are read where they are.
-TEST(ClusterContextTest, InDramTokensAreReadInPlace) {
-  ContextRig rig(Options(LookupKind::kCluster));
-  const auto context = Filled(rig);
-  const size_t blocks = rig.runtime().tiers().OwnedBlocks().size();
-  const LookupStats before = StatsOf(*context, LookupKind::kCluster);
-  const auto expected = Decode(rig, *context);
-  EXPECT_EQ(rig.runtime().tiers().OwnedBlocks().size(), blocks);
-  const LookupStats stats = StatsOf(*context, LookupKind::kCluster);
-  const size_t heads = rig.shape().layers * rig.shape().kv_heads;
-  EXPECT_EQ(stats.blocks - before.blocks, heads) << "that of the sinks";
-  EXPECT_EQ(stats.tokens - before.tokens, heads * (kSealed - 1) * 32 / 4) << "a quarter";
-  ASSERT_TRUE(context->Park().ok());
-  EXPECT_EQ(Decode(rig, *context), expected) << "held again";
-}
-
-// Segments of clusters are cut between blocks, whatever a block has.
-TEST(ClusterContextTest, ARollbackBeyondASegmentLosesNoTokens) {
-  for (const size_t block_tokens : {size_t{64}, size_t{96}}) {
-    RuntimeOptions options = Options(LookupKind::kCluster);
-    options.shape.layers = 1;
-    options.tokens_per_block = block_tokens;
-    options.window_tokens = block_tokens;
-    options.max_append_tokens = 96;
-    options.tiers.dram_bytes = 1000 * options.BlockBytes();
-    options.lookup.share = 1;
-    ContextRig rig(options);
-    const auto context = *rig.runtime().NewContext();
-    while (context->tokens(0) < 120 * 96) ASSERT_TRUE(rig.Append(*context, 0, 96).ok());
-    ASSERT_TRUE(context->BuildIndex(0).ok());
-    EXPECT_LT(ErrorOf(rig, *context), 1e-5) << block_tokens;
-    const uint64_t whole = rig.runtime().Stats().index_bytes;
-    ASSERT_TRUE(context->Truncate(90 * 96).ok());
-    EXPECT_LT(rig.runtime().Stats().index_bytes, whole);
-    EXPECT_GT(rig.runtime().Stats().index_bytes, 0u) << "the first segment stays";
-    EXPECT_LT(ErrorOf(rig, *context), 1e-5) << block_tokens;
-  }
-}
-
-TEST(ClusterContextTest, WithoutRoomToHoldTokensAttentionIsExactUntilThereIsSome) {
-  RuntimeOptions options = Options(LookupKind::kCluster);
-  // Of two contexts of 108 blocks, 104 of which are held; a sixteenth must not be.
-  options.tiers.dram_bytes = 220 * options.BlockBytes();
-  ContextRig rig(options);
-  auto first = Filled(rig);
-  const auto expected = Decode(rig, *first);
-  const auto second = Filled(rig);
-  const std::vector<float> exact = Decode(rig, *second)[1];  // its first layer found room
-  const std::vector<double> all = rig.Expected(1, kTokens - 1, [](int64_t) { return true; });
-  EXPECT_LT(ContextRig::Error(exact, all), 1e-5);
-  EXPECT_GT(second->Stats().index_refusals, 0u);
-  EXPECT_THAT(std::string(second->BuildIndex(1).message()), HasSubstr("dram_bytes"));
-  first.reset();
-  for (size_t layer = 0; layer < 2; ++layer) ASSERT_TRUE(second->BuildIndex(layer).ok());
-  EXPECT_EQ(Decode(rig, *second), expected);
-}
-
-// What an idle context let go of is held again as it was, and is not worth a segment of its own.
-TEST(ClusterContextTest, IdleTimesLeaveTheIndexAsItIs) {
-  RuntimeOptions options = Options(LookupKind::kCluster);
-  options.index_tail_tokens = 256;
-  ContextRig rig(options);
-  const auto context = Filled(rig);
-  Decode(rig, *context);
-  const uint64_t bytes = rig.runtime().Stats().index_bytes;
-  const LookupStats before = StatsOf(*context, LookupKind::kCluster);
-  for (int idle = 0; idle < 3; ++idle) {
-    ASSERT_TRUE(rig.Step(*context, 10).ok());
-    ASSERT_TRUE(context->Park().ok());
-    Decode(rig, *context);
-  }
-  EXPECT_EQ(rig.runtime().Stats().index_bytes, bytes);
-  EXPECT_GT(StatsOf(*context, LookupKind::kCluster).tokens, before.tokens);
-}
 
 TEST(GraphContextTest, WithoutRoomInDramAttentionIsExact) {
   RuntimeOptions options = OnNvme(Options(LookupKind::kGraph));
