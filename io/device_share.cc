@@ -25,6 +25,7 @@ class DeviceShare::Member {
   const std::function<void()> wake;
   size_t in_device = 0;
   size_t waits = kNotWaiting;  // the urgency of what it was refused
+  bool was_refused = false;    // since it last had nothing to ask for
 };
 
 DeviceShare::DeviceShare(size_t depth) : depth_(depth) { TERRACE_CHECK(depth > 0); }
@@ -55,6 +56,7 @@ bool DeviceShare::Take(Member* member, size_t io_class) {
   }
   if (!allowed && member->in_device > 0) {
     member->waits = urgency;
+    member->was_refused = true;
     return false;
   }
   member->waits = kNotWaiting;
@@ -65,7 +67,8 @@ bool DeviceShare::Take(Member* member, size_t io_class) {
 
 void DeviceShare::StopWaiting(Member* member) {
   absl::MutexLock lock(&mu_);
-  if (member->waits == kNotWaiting) return;
+  if (!member->was_refused) return;
+  member->was_refused = false;
   member->waits = kNotWaiting;
   // Others may have been refused for its sake.
   WakeWaiting();

@@ -122,8 +122,10 @@ void IoScheduler::Run() {
 void IoScheduler::TakeRunnable(std::vector<IoRequest*>& batch) {
   batch.clear();
   while (const std::optional<size_t> index = NextClass()) {
-    // Who is refused is woken when it is its turn, and comes back here.
-    if (member_ != nullptr && !options_.share->Take(member_, *index)) return;
+    // Asked for the most urgent that could run: a request whose turn it is for its age must not
+    // hold demand up behind other members. Who is refused is woken when it is its turn, and comes
+    // back.
+    if (member_ != nullptr && !options_.share->Take(member_, *MostUrgent())) return;
     CountOvertaken(*index);
     IoRequest* const request = queues_[*index].PopFront();
     request->queue |= kTaken;
@@ -143,6 +145,13 @@ std::optional<size_t> IoScheduler::NextClass() const {
     if (!next || overtaken_[index] >= options_.patience) next = index;
   }
   return next;
+}
+
+std::optional<size_t> IoScheduler::MostUrgent() const {
+  for (size_t index = 0; index < kIoClassCount; ++index) {
+    if (MayRun(index)) return index;
+  }
+  return std::nullopt;
 }
 
 void IoScheduler::CountOvertaken(size_t io_class) {

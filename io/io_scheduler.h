@@ -119,6 +119,8 @@ class IoScheduler {
   void CountDone(absl::Span<IoRequest* const> done) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The class whose turn it is; nullopt when none may send a request to the device.
   std::optional<size_t> NextClass() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The most urgent class that may send one, whosever turn it is.
+  std::optional<size_t> MostUrgent() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // A request of this class goes to the device, past those of the others.
   void CountOvertaken(size_t io_class) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Whether the first waiting request of this class may go to the device.

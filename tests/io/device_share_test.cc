@@ -59,6 +59,27 @@ TEST(DeviceShareTest, WithinAClassTheSmallestRankIsFirst) {
   share.Leave(weights);
 }
 
+TEST(DeviceShareTest, WhoWasRefusedForAnothersSakeIsWokenWhenThatOneHasEnough) {
+  DeviceShare share(4);
+  int woken = 0;
+  DeviceShare::Member* const kv = share.Join(0, [] {});
+  DeviceShare::Member* const weights = share.Join(1, [&] { ++woken; });
+  EXPECT_TRUE(share.Take(kv, 0));
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(share.Take(weights, 0));
+  EXPECT_FALSE(share.Take(kv, 0));
+  share.Return(weights, 2);
+  EXPECT_FALSE(share.Take(weights, 0)) << "kv waits";
+  EXPECT_TRUE(share.Take(kv, 0));
+  EXPECT_EQ(woken, 0);
+  share.StopWaiting(kv);
+  EXPECT_EQ(woken, 1) << "a place is left";
+  EXPECT_TRUE(share.Take(weights, 0));
+  share.Return(kv, 2);
+  share.Return(weights, 2);
+  share.Leave(kv);
+  share.Leave(weights);
+}
+
 // Two schedulers whose devices the test steps by hand.
 class SharedSchedulersTest : public testing::Test {
  protected:
@@ -67,11 +88,12 @@ class SharedSchedulersTest : public testing::Test {
     std::unique_ptr<IoScheduler> scheduler;
   };
 
-  Party Start(const std::shared_ptr<DeviceShare>& share, uint8_t rank) {
+  Party Start(const std::shared_ptr<DeviceShare>& share, uint8_t rank, size_t patience = 64) {
     auto device = std::make_unique<ManualDevice>(64);
     IoSchedulerOptions options;
     options.share = share;
     options.share_rank = rank;
+    options.patience = patience;
     Party party;
     party.device = device.get();
     party.scheduler = std::make_unique<IoScheduler>(std::move(device), options,
@@ -116,6 +138,29 @@ TEST_F(SharedSchedulersTest, DemandOfTheTierComesBeforeMoreWeights) {
     kv.device->AwaitAsleep();
   }
   EXPECT_EQ(kv.device->AwaitAsleep().size(), 5u);
+  weights.device->RunFreely();
+  kv.device->RunFreely();
+}
+
+// A write whose turn it is for its age does not hold the tier's demand up behind weights.
+TEST_F(SharedSchedulersTest, AnAgedRequestDoesNotGiveItsMembersPlaceAway) {
+  const auto share = std::make_shared<DeviceShare>(8);
+  Party kv = Start(share, 0, /*patience=*/1);
+  Party weights = Start(share, 1);
+  ASSERT_TRUE(weights.scheduler->Submit(IoClass::kDemand, Make(30)).ok());
+  EXPECT_EQ(weights.device->AwaitAsleep().size(), 8u);
+  ASSERT_TRUE(kv.scheduler->Submit(IoClass::kDemand, Make(1)).ok());
+  EXPECT_EQ(kv.device->AwaitAsleep().size(), 1u);  // the one beyond the depth
+  ASSERT_TRUE(kv.scheduler->Submit(IoClass::kOffload, Make(1)).ok());
+  ASSERT_TRUE(kv.scheduler->Submit(IoClass::kDemand, Make(2)).ok());
+  kv.device->AwaitAsleep();
+  // One in place of the excess, then all three that wait.
+  for (const size_t tier_requests : {1, 2, 3, 4}) {
+    const std::vector<IoRequest*> reads = weights.device->AwaitAsleep();
+    weights.device->Complete(reads.front());
+    weights.device->AwaitAsleep();
+    EXPECT_EQ(kv.device->AwaitAsleep().size(), tier_requests);
+  }
   weights.device->RunFreely();
   kv.device->RunFreely();
 }
