@@ -16,6 +16,7 @@ namespace {
 constexpr uint64_t kChunkTag = uint64_t{1} << 63;
 constexpr int kLayerShift = 32;
 constexpr int kFragmentShift = 48;
+constexpr uint64_t kSlotMask = (uint64_t{1} << kFragmentShift) - 1;  // all but the fragment
 
 uint64_t SlotTag(uint32_t layer, uint32_t slot, uint32_t fragment) {
   return uint64_t{slot} | (uint64_t{layer} << kLayerShift) | (uint64_t{fragment} << kFragmentShift);
@@ -158,7 +159,11 @@ void WeightPager::FindRow(uint32_t layer, Entry& entry) {
     ++stats_.hit_rows;
   } else if (state.reading()) {
     ++stats_.joined_rows;
-    if (state.read != WeightReader::kNoRead) reader_->Raise(state.read);
+    if (state.read == kManyReads) {
+      reader_->RaiseTagged(kSlotMask, SlotTag(layer, slot, 0));
+    } else if (state.read != WeightReader::kNoRead) {
+      reader_->Raise(state.read);
+    }
   } else {
     ++stats_.missed_rows;
     PlanReads(layer, slot, missing);
@@ -224,7 +229,9 @@ void WeightPager::PrefetchMarked(uint32_t layer) {
   }
   reader_->Prefetch(absl::MakeSpan(fragments_));
   for (const WeightReader::Fragment& fragment : fragments_) {
-    in.slots[static_cast<uint32_t>(fragment.tag)].read = fragment.read;
+    uint32_t& read = in.slots[static_cast<uint32_t>(fragment.tag)].read;
+    const bool other = read != WeightReader::kNoRead && read != fragment.read;
+    read = other ? kManyReads : fragment.read;
   }
   fragments_.clear();
 }

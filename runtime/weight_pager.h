@@ -146,14 +146,16 @@ class WeightPager {
   bool IsResident(uint32_t layer, uint32_t place) const;
 
  private:
+  static constexpr uint32_t kManyReads = WeightReader::kNoRead - 1;
   // What the bytes of a slot are.
   struct SlotState {
     std::array<uint32_t, WeightLayout::kMaxFragments> pending = {};  // reads of each fragment
-    uint8_t have = 0;                       // fragments that arrived; a bit each
-    uint8_t verified = 0;                   // of those, which were what was packed
-    uint8_t failed = 0;                     // fragments of which some read failed
-    bool guessed = false;                   // Prefetch brought it, and nobody required it yet
-    uint32_t read = WeightReader::kNoRead;  // of the last Prefetch
+    uint8_t have = 0;      // fragments that arrived; a bit each
+    uint8_t verified = 0;  // of those, which were what was packed
+    uint8_t failed = 0;    // fragments of which some read failed
+    bool guessed = false;  // Prefetch brought it, and nobody required it yet
+    // That the last Prefetch began, or kManyReads.
+    uint32_t read = WeightReader::kNoRead;
 
     bool reading() const { return pending != decltype(pending){}; }
   };

@@ -81,6 +81,16 @@ void WeightReader::Raise(uint32_t read) {
   scheduler_->Raise(&reads_[read].request, IoClass::kDemand);
 }
 
+void WeightReader::RaiseTagged(uint64_t mask, uint64_t value) {
+  for (uint32_t i = 0; i < reads_.size(); ++i) {
+    const Read& read = reads_[i];
+    const auto end = read.tags.begin() + read.fragments;
+    if (std::any_of(read.tags.begin(), end, [&](uint64_t tag) { return (tag & mask) == value; })) {
+      Raise(i);
+    }
+  }
+}
+
 bool WeightReader::Joins(const Read& read, const Fragment& fragment, uint64_t gap_budget) const {
   if (fragment.offset < read.end) return false;
   const uint64_t gap = fragment.offset - read.end;
@@ -106,9 +116,14 @@ void WeightReader::Add(Read& read, Fragment& fragment) {
 }
 
 size_t WeightReader::Submit(IoClass io_class, absl::Span<Fragment> fragments) {
+  // Of what this call takes, not of all that waits: it is called again for the rest.
   uint64_t wanted = 0;
-  for (const Fragment& fragment : fragments) wanted += fragment.bytes;
-  auto gap_budget = static_cast<uint64_t>(static_cast<double>(wanted) * options_.max_overread);
+  uint64_t gaps = 0;
+  const auto gap_budget = [&](const Fragment& fragment) {
+    const auto allowed =
+        static_cast<uint64_t>(static_cast<double>(wanted + fragment.bytes) * options_.max_overread);
+    return allowed - std::min(allowed, gaps);
+  };
   batch_.clear();
   size_t next = 0;
   while (next < fragments.size() && !free_.empty()) {
@@ -117,10 +132,11 @@ size_t WeightReader::Submit(IoClass io_class, absl::Span<Fragment> fragments) {
     read.fragments = read.vectors = 0;
     read.end = read.request.offset = fragments[next].offset;
     do {
-      gap_budget -= fragments[next].offset - read.end;
+      gaps += fragments[next].offset - read.end;
+      wanted += fragments[next].bytes;
       stats_.wanted_bytes += fragments[next].bytes;
       Add(read, fragments[next++]);
-    } while (next < fragments.size() && Joins(read, fragments[next], gap_budget));
+    } while (next < fragments.size() && Joins(read, fragments[next], gap_budget(fragments[next])));
     read.request.buffers = absl::MakeConstSpan(read.buffers).first(read.vectors);
     stats_.read_bytes += read.end - read.request.offset;
     batch_.push_back(&read.request);

@@ -81,6 +81,9 @@ class WeightReader {
   void Prefetch(absl::Span<Fragment> fragments);
   // Somebody waits for this read of a Prefetch now. No effect when it is over.
   void Raise(uint32_t read);
+  // The same for all reads of fragments whose tag has `value` in the bits of `mask`. Looks at all
+  // requests that there are.
+  void RaiseTagged(uint64_t mask, uint64_t value);
 
   // What arrived since the last call, valid until the next. Begins reads that waited for a free
   // request.
@@ -109,7 +112,7 @@ class WeightReader {
   // Makes requests of sorted fragments while there are free ones and submits them; returns how many
   // fragments they took.
   size_t Submit(IoClass io_class, absl::Span<Fragment> fragments);
-  // Whether the fragment may join the read, given what its call may still spend on gaps.
+  // Whether the fragment may join the read, given what gaps may take.
   bool Joins(const Read& read, const Fragment& fragment, uint64_t gap_budget) const;
   void Add(Read& read, Fragment& fragment);
   void OnDone(absl::Span<IoRequest* const> done) ABSL_LOCKS_EXCLUDED(mu_);
