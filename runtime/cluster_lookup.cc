@@ -55,10 +55,9 @@ absl::Status ClusterLookup::Account() {
 }
 
 ClusterTableOptions ClusterLookup::TableOptions() const {
-  // Segments are cut between columns.
+  // Segments are whole columns, however many of them.
   const size_t block = core_.block_tokens();
-  const bool as_blocks =
-      !reads_tokens() || block % kClusterTokens != 0 || kSegmentKeys % block != 0;
+  const bool as_blocks = !reads_tokens() || block % kClusterTokens != 0 || block > kSegmentKeys;
   return {.head_dim = core_.shape().head_dim,
           .clustering = {.cluster_keys = as_blocks ? block : kClusterTokens}};
 }

@@ -63,6 +63,7 @@ absl::Status WeightPager::CheckRange(uint32_t layer, absl::Span<const uint32_t> 
 
 void WeightPager::MarkPlaces(absl::Span<const uint32_t> places) {
   for (const uint32_t place : places) {
+    if (place >= layout_.layer_neurons()) continue;  // of a hint
     const uint32_t row = layout_.RowOfPlace(place);
     marks_[row / 64] |= uint64_t{1} << (row % 64);
   }
@@ -71,6 +72,7 @@ void WeightPager::MarkPlaces(absl::Span<const uint32_t> places) {
 void WeightPager::MarkExperts(absl::Span<const uint32_t> experts) {
   const uint32_t rows = layout_.layer_rows() / layout_.shape().experts;  // of an expert
   for (const uint32_t expert : experts) {
+    if (expert >= layout_.shape().experts) continue;  // of a hint
     for (uint32_t row = expert * rows; row < (expert + 1) * rows; ++row) {
       marks_[row / 64] |= uint64_t{1} << (row % 64);
     }
@@ -109,14 +111,14 @@ absl::Status WeightPager::RequireExperts(uint32_t layer, absl::Span<const uint32
 
 void WeightPager::Prefetch(uint32_t layer, absl::Span<const uint32_t> places) {
   const ScopedSeconds total(total_seconds_);
-  if (!CheckRange(layer, places, layout_.layer_neurons(), "place").ok()) return;
+  if (layer >= layers_.size()) return;
   MarkPlaces(places);
   PrefetchMarked(layer);
 }
 
 void WeightPager::PrefetchExperts(uint32_t layer, absl::Span<const uint32_t> experts) {
   const ScopedSeconds total(total_seconds_);
-  if (!CheckRange(layer, experts, layout_.shape().experts, "expert").ok()) return;
+  if (layer >= layers_.size()) return;
   MarkExperts(experts);
   PrefetchMarked(layer);
 }

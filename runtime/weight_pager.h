@@ -81,7 +81,8 @@ struct WeightPagerStats {
 // (compute_resident gives that up).
 //
 // A read that fails or brings wrong bytes is repeated; when that does not help, Ffn returns
-// kDataLoss (path, offset, layer, group), the row is not in memory, and the pager can be used on.
+// kDataLoss (path, layer, first group of the row, and what was wrong), the row is not in memory,
+// and the pager can be used on.
 //
 // Thread-compatible: one thread at a time calls it. Nothing is allocated after Open but where a
 // call is larger than any before.
@@ -241,6 +242,8 @@ class WeightPager {
   void Settle(uint32_t layer, absl::Span<const FfnGroup> groups);
   void FailEntry(uint32_t index, absl::Status status);
   absl::Status CorruptStatus(uint32_t layer, const FfnGroup& group) const;
+  // Of groups that could not be read.
+  absl::Status UnreadStatus(uint32_t layer, uint32_t first_group) const;
 
   // --- weight_pager_stream.cc: what passes through staging ---
   void PlanChunks();

@@ -127,7 +127,9 @@ void WeightPager::AdvanceEntry(uint32_t index) {
     if ((missing & (1u << fragment)) != 0 && state.pending[fragment] > 0) return;
   }
   if ((missing & state.failed) != 0) {
-    if (entry.attempts++ == options_.rereads) return FailEntry(index, reader_->last_error());
+    if (entry.attempts++ == options_.rereads) {
+      return FailEntry(index, UnreadStatus(*required_, entry.row * layout_.row_groups()));
+    }
     ++stats_.rereads;
   }
   PlanReads(*required_, entry.slot, missing);
@@ -214,6 +216,12 @@ absl::Status WeightPager::CorruptStatus(uint32_t layer, const FfnGroup& group) c
   }
   return absl::DataLossError(
       absl::StrCat(file_->path(), ": layer ", layer, ", group ", group.group, ": wrong checksum"));
+}
+
+absl::Status WeightPager::UnreadStatus(uint32_t layer, uint32_t first_group) const {
+  return absl::DataLossError(
+      absl::StrCat(file_->path(), ": layer ", layer, ", group ", first_group,
+                   ": cannot be read; the last failure was: ", reader_->last_error().message()));
 }
 
 }  // namespace terrace

@@ -104,8 +104,10 @@ absl::Status WeightPager::ActivateChunk(uint32_t layer, uint32_t index, const Ff
   }
   for (size_t attempt = 0;; ++attempt) {
     while (chunk.pending > 0) HandleArrivals(WaitForReads());
-    absl::Status status = reader_->last_error();
-    if (!chunk.failed) {
+    absl::Status status;
+    if (chunk.failed) {
+      status = UnreadStatus(layer, chunk.first_group);
+    } else {
       active_.clear();
       for (uint32_t i = 0; i < chunk.groups; ++i) {
         active_.push_back({.bytes = ChunkBytes(index) + i * layout_.group_bytes(),

@@ -105,12 +105,15 @@ TEST_F(WeightPagerFaultsTest, ARowThatStaysWrongFailsTheStepAndNoOther) {
       device_.FlipBitWhen(holds_bad);
     } else {
       device_.FailWhen([&](const IoRequest& request) {
-        return holds_bad(request) ? std::optional<int>(EIO) : std::nullopt;
+        // Whatever the disk calls it, the row is lost.
+        return holds_bad(request) ? std::optional<int>(ENXIO) : std::nullopt;
       });
     }
     const absl::Status status = Run(0, Groups({1, 5, 12}));
     EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
-    EXPECT_THAT(status.message(), HasSubstr(flips ? sample_.path() : "read"));
+    EXPECT_THAT(status.message(), HasSubstr(sample_.path()));
+    EXPECT_THAT(status.message(), HasSubstr("layer 0"));
+    EXPECT_THAT(status.message(), HasSubstr("group 5"));
     EXPECT_FALSE(pager_->IsResident(0, 4 * 5));
     EXPECT_TRUE(pager_->IsResident(0, 4 * 1));
     // Others work on, and so does this one once the disk does.
@@ -160,37 +163,123 @@ TEST_F(WeightPagerFaultsTest, WhatPassesThroughStagingIsReadAgainToo) {
   ExpectRight(1, all);
 }
 
-// Faults of all kinds at random: a step is right, or says that it is not.
-TEST_F(WeightPagerFaultsTest, RandomFaultsNeverGiveWrongSums) {
-  std::mt19937_64 random(3);
-  std::atomic<uint64_t> reads = 0;
-  device_.FailWhen([&reads](const IoRequest&) {
-    return ++reads % 7 == 0 ? std::optional<int>(EIO) : std::nullopt;
+// Faults of all kinds at random, in every layout and with rows that are kept for good: a step is
+// right, or says that it is not.
+class WeightPagerRandomFaultsTest : public testing::TestWithParam<BundleLayout> {};
+
+TEST_P(WeightPagerRandomFaultsTest, NeverGiveWrongSums) {
+  BundleShape shape = kShape;
+  shape.layout = GetParam();
+  std::vector<float> frequency(shape.layers * shape.neurons);
+  for (size_t i = 0; i < frequency.size(); ++i) {
+    frequency[i] = 0.5f - 0.005f * static_cast<float>(i % shape.neurons);
+  }
+  const BundleSample sample(shape, 1, frequency);
+  FaultyDevice device(sample.Device(), /*seed=*/7);
+  WeightPagerOptions options;
+  options.dram_bytes = WeightPager::MinDramBytes(shape, options) +
+                       7 * shape.layers * (shape.group_bytes() + 128) * 16 / 15;
+  options.threads = 1;
+  std::mt19937_64 faults(5);  // the pager's I/O thread alone asks
+  device.FailWhen([&faults](const IoRequest&) {
+    return faults() % 3 == 0 ? std::optional<int>(EIO) : std::nullopt;
   });
-  device_.FlipBitWhen([&reads](const IoRequest&) { return reads % 5 == 0; });
+  device.FlipBitWhen([](const IoRequest& request) { return request.offset / kPageBytes % 5 == 0; });
+  // Pages that always flip fail in Open too, where hot rows are read: only what stays wrong when
+  // it is needed is an error.
+  auto pager = WeightPager::Open(sample.file(), options, std::make_unique<BorrowedDevice>(device));
+  ASSERT_TRUE(pager.ok()) << pager.status();
+  const std::vector<float> x = NormalFloats(shape.width, 2);
+  std::vector<float> out(shape.width);
+  std::mt19937_64 random(3);
+  const auto neurons_of = [](const std::vector<uint32_t>& groups) {
+    std::vector<uint32_t> places;
+    for (const uint32_t group : groups) {
+      for (uint32_t i = 0; i < 4; ++i) places.push_back(4 * group + i);
+    }
+    return places;
+  };
   int failed = 0, right = 0;
   for (int step = 0; step < 400; ++step) {
-    if (step % 2 == 0) pager_->BeginToken();
+    if (step == 200) device.FlipBitWhen({});
+    if (step % 2 == 0) (*pager)->BeginToken();
     const uint32_t layer = step % 2;
     std::vector<uint32_t> groups;
     for (uint32_t group = 0; group < 16; ++group) {
       if (random() % 5 == 0) groups.push_back(group);
     }
-    ASSERT_TRUE(pager_->Require(layer, Groups(groups)).ok());
+    ASSERT_TRUE((*pager)->Require(layer, neurons_of(groups)).ok());
     if (random() % 2 == 0) {
-      pager_->Prefetch(1 - layer, Groups({static_cast<uint32_t>(random() % 16)}));
+      (*pager)->Prefetch(1 - layer, neurons_of({static_cast<uint32_t>(random() % 16)}));
     }
-    const absl::Status status = pager_->Ffn(layer, x_, absl::MakeSpan(out_));
+    const absl::Status status = (*pager)->Ffn(layer, x, absl::MakeSpan(out));
     if (!status.ok()) {
       ASSERT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
       ++failed;
       continue;
     }
     ++right;
-    ASSERT_NO_FATAL_FAILURE(ExpectRight(layer, Groups(groups))) << "step " << step;
+    const std::vector<double> expected = sample.Reference(layer, x, neurons_of(groups));
+    for (size_t i = 0; i < expected.size(); ++i) {
+      ASSERT_NEAR(out[i], expected[i], 1e-4) << "step " << step;
+    }
   }
-  EXPECT_GT(right, 200);
-  EXPECT_GT(pager_->Stats().rereads, 20u);
+  EXPECT_GT(failed, 0);
+  EXPECT_GT(right, 100);
+  EXPECT_GT((*pager)->Stats().pinned_rows, 0u);
+  EXPECT_GT((*pager)->Stats().rereads, 20u);
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, WeightPagerRandomFaultsTest,
+                         testing::Values(BundleLayout::kBundled, BundleLayout::kGateFirst,
+                                         BundleLayout::kUnbundled),
+                         [](const auto& info) {
+                           std::string name = BundleLayoutName(info.param);
+                           std::erase(name, '-');
+                           return name;
+                         });
+
+// All reads of a row that was guessed and is required go before those that come later.
+TEST(WeightPagerJoinTest, EveryReadOfAGuessedRowBecomesDemand) {
+  BundleShape shape = kShape;
+  shape.layout = BundleLayout::kUnbundled;
+  const BundleSample sample(shape, 1);
+  FaultyDevice device(sample.Device(/*depth=*/1), /*seed=*/7);
+  WeightPagerOptions options;
+  options.dram_bytes = 4 << 20;
+  options.max_overread = 0;
+  const auto pager =
+      WeightPager::Open(sample.file(), options, std::make_unique<BorrowedDevice>(device));
+  ASSERT_TRUE(pager.ok()) << pager.status();
+  std::vector<uint64_t> offsets;  // in the order that the disk gets them
+  device.FailWhen([&offsets](const IoRequest& request) {
+    offsets.push_back(request.offset);
+    return std::nullopt;
+  });
+  const std::vector<float> x = NormalFloats(shape.width, 2);
+  std::vector<float> out(shape.width);
+  device.HoldAll();
+  (*pager)->BeginToken();
+  ASSERT_TRUE((*pager)->Require(0, {0}).ok());
+  device.AwaitHeld(1);  // all the others wait for it
+  (*pager)->Prefetch(1, {40});
+  ASSERT_TRUE((*pager)->Require(1, {8, 16, 24, 32, 40}).ok());
+  device.ReleaseAll();
+  ASSERT_TRUE((*pager)->Ffn(1, x, absl::MakeSpan(out)).ok());
+  EXPECT_EQ((*pager)->Stats().joined_rows, 1u);
+  device.FailWhen({});
+  ASSERT_GE(offsets.size(), 9u);
+  const uint64_t group = 40 / shape.group_neurons;
+  std::vector<size_t> turns;
+  for (uint32_t part = 0; part < 3; ++part) {
+    // The parts of the layer's groups lie in a matrix each.
+    const WeightLayout layout(shape, {});
+    const auto at = std::find(offsets.begin(), offsets.end(),
+                              layout.FileOffset(1, static_cast<uint32_t>(group), part));
+    ASSERT_NE(at, offsets.end()) << "part " << part;
+    turns.push_back(static_cast<size_t>(at - offsets.begin()));
+  }
+  EXPECT_LT(*std::max_element(turns.begin(), turns.end()), offsets.size() - 1);
 }
 
 TEST(WeightPagerShortReadsTest, AreContinued) {

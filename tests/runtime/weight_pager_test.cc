@@ -352,6 +352,9 @@ TEST(WeightPagerTest, BadCallsAreRefusedAndHarmless) {
   EXPECT_EQ(pager->DenseFfn(3, x, absl::MakeSpan(out)).code(), absl::StatusCode::kInvalidArgument);
   pager->Prefetch(3, {0});
   pager->Prefetch(0, {101});
+  EXPECT_EQ(pager->Stats().prefetched_rows, 0u);
+  pager->Prefetch(1, {101, 5});
+  EXPECT_EQ(pager->Stats().prefetched_rows, 1u) << "what is in range counts";
   ASSERT_TRUE(pager->Require(0, {5}).ok());
   EXPECT_EQ(pager->Ffn(1, x, absl::MakeSpan(out)).code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(pager->Ffn(0, x, absl::MakeSpan(out).first(5)).code(),

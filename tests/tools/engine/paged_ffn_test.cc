@@ -128,6 +128,12 @@ TEST_F(PagedFfnTest, TokensAreExactWithTheOracleAtAnyBudget) {
       EXPECT_EQ(stats.missed, 0u);
       EXPECT_EQ(stats.predicted, stats.firing);
       EXPECT_LE(stats.pager_bytes + stats.directory_bytes, megabytes << 20);
+      // The prompt streams what memory does not hold, a token less than the padded whole.
+      const uint64_t all_weights = (*weights)->file().shape().weight_bytes();
+      if (megabytes < 4) {
+        EXPECT_GT(stats.prompt_read_bytes, all_weights / 2);
+      }
+      EXPECT_LT(stats.read_bytes_per_token(), (*weights)->file().file_bytes());
     }
     const auto all = Open(PredictorKind::kAll);
     ASSERT_TRUE(all.ok()) << all.status();
