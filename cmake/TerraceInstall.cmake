@@ -18,6 +18,10 @@ foreach(library IN ITEMS io tiers index runtime)
       PATTERN "opened_file.h" EXCLUDE
       PATTERN "checksum_avx2.h" EXCLUDE
       PATTERN "checksum_pages.h" EXCLUDE
+      PATTERN "cuda_status.h" EXCLUDE
+      PATTERN "cuda_blas.h" EXCLUDE
+      PATTERN "device_attention.h" EXCLUDE
+      PATTERN "cuda_*_kernels.h" EXCLUDE
       PATTERN "device_file.h" EXCLUDE
       PATTERN "tier_file.h" EXCLUDE
       PATTERN "attend_pass.h" EXCLUDE

@@ -37,15 +37,24 @@ if(TERRACE_SANITIZE)
   endif()
 endif()
 
+# nvcc hands the flags of the host compiler on, and its own code for the host would not pass them all.
+set(TERRACE_CUDA_FLAGS "")
+if(TERRACE_WERROR)
+  list(APPEND TERRACE_CUDA_FLAGS -Werror=all-warnings)
+endif()
+
 # terrace_target(NAME): language level, warnings, sanitizers and the repository root as include root.
 function(terrace_target name)
   target_compile_features(${name} PUBLIC cxx_std_20)
-  target_compile_options(${name} PRIVATE ${TERRACE_WARNINGS} ${TERRACE_SANITIZE_FLAGS})
+  target_compile_options(
+    ${name} PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:${TERRACE_WARNINGS};${TERRACE_SANITIZE_FLAGS}>"
+                    "$<$<COMPILE_LANGUAGE:CUDA>:${TERRACE_CUDA_FLAGS}>")
   target_link_options(${name} PRIVATE ${TERRACE_SANITIZE_FLAGS})
   target_include_directories(${name} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>
                                             $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/terrace>)
   # Position independent, so that the static libraries also fit into a user's shared one.
-  set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE ON)
+  set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE ON CUDA_STANDARD 20
+                                           CUDA_STANDARD_REQUIRED ON)
 endfunction()
 
 # terrace_library(NAME SOURCES...): the static library terrace_NAME, alias terrace::NAME.
@@ -63,4 +72,24 @@ function(terrace_executable name)
   if(TARGET terrace_tsan_absl)
     target_link_libraries(${name} PRIVATE terrace_tsan_absl ${CMAKE_DL_LIBS})
   endif()
+endfunction()
+
+# terrace_choose_cuda(LIST): takes out of LIST, of sources, what does not fit TERRACE_WITH_CUDA. Files
+# that need CUDA are cuda_*.cc and cuda_*.cu. Without it, cuda_x_stub.cc takes the place of cuda_x.cc.
+function(terrace_choose_cuda list_name)
+  set(chosen ${${list_name}})
+  set(stubs ${${list_name}})
+  list(FILTER stubs INCLUDE REGEX "/cuda_[^/]*_stub\\.cc$")
+  if(TERRACE_WITH_CUDA)
+    foreach(stub IN LISTS stubs)
+      string(REGEX REPLACE "_stub\\.cc$" ".cc" replaced "${stub}")
+      if(replaced IN_LIST chosen)
+        list(REMOVE_ITEM chosen "${stub}")
+      endif()
+    endforeach()
+  else()
+    list(FILTER chosen EXCLUDE REGEX "/cuda_[^/]*$")
+    list(APPEND chosen ${stubs})
+  endif()
+  set(${list_name} ${chosen} PARENT_SCOPE)
 endfunction()

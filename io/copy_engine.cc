@@ -29,7 +29,11 @@ class HostCopyEngine final : public CopyEngine {
     return std::make_unique<HostMemory>(*std::move(buffer));
   }
 
-  absl::StatusOr<CopyTicket> Submit(absl::Span<const Copy> batch) override {
+  absl::StatusOr<std::unique_ptr<PinnedMemory>> Pin(absl::Span<std::byte>) override {
+    return std::make_unique<PinnedMemory>();
+  }
+
+  absl::StatusOr<CopyTicket> Submit(absl::Span<const Copy> batch, CopyPriority) override {
     for (const Copy& copy : batch) {
       if (copy.bytes > 0) std::memcpy(copy.destination, copy.source, copy.bytes);
     }
@@ -43,6 +47,7 @@ class HostCopyEngine final : public CopyEngine {
   }
 
   const char* name() const override { return "host (HBM emulated)"; }
+  bool is_host() const override { return true; }
 
  private:
   std::atomic<uint64_t> last_ticket_ = 0;

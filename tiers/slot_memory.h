@@ -35,7 +35,7 @@ class SlotMemory {
 
   // Carries out a batch of copies, of which at most one side each is in HBM, and waits for it.
   absl::Status CopyAndWait(absl::Span<const Copy> batch) const;
-  const CopyEngine& copy_engine() const { return *copy_engine_; }
+  CopyEngine& copy_engine() const { return *copy_engine_; }
 
  private:
   SlotMemory(size_t block_bytes, std::unique_ptr<CopyEngine> copy_engine)

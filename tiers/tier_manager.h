@@ -177,6 +177,10 @@ class TierManager {
   size_t max_fetch_blocks(std::optional<Tier> target = std::nullopt) const;
   TierStats Stats() const ABSL_LOCKS_EXCLUDED(mu_);
 
+  // What moves bytes from and to HBM, for callers that keep memory of their own there. As old as
+  // the manager.
+  CopyEngine& copy_engine() { return memory_->copy_engine(); }
+
  private:
   // Reservations that found nothing in flight may succeed on the next try, because what they
   // decided (a segment evicted, a copy dropped) is progress too. More than a few in a row is a full

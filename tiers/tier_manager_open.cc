@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "io/check.h"
+#include "io/cuda_copy_engine.h"
 #include "tiers/nvme_recovery.h"
 #include "tiers/tier_file.h"
 #include "tiers/tier_manager.h"
@@ -71,6 +72,12 @@ absl::StatusOr<std::unique_ptr<TierManager>> TierManager::OpenTiers(
     }
     placement_options.epoch = DrawRandom();
     placement_options.session = DrawRandom();
+  }
+  if (parts.copy_engine == nullptr && options.hbm_device == HbmDevice::kCuda) {
+    absl::StatusOr<std::unique_ptr<CopyEngine>> engine = MakeCudaCopyEngine(
+        {.device = options.cuda_device, .pool_bytes = static_cast<size_t>(options.hbm_bytes)});
+    if (!engine.ok()) return engine.status();
+    parts.copy_engine = *std::move(engine);
   }
   if (parts.copy_engine == nullptr) parts.copy_engine = MakeHostCopyEngine();
   auto memory = SlotMemory::Create(options.block_bytes, placement_options.slots,

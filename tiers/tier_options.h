@@ -17,6 +17,12 @@
 
 namespace terrace {
 
+// What the HBM tier lies in.
+enum class HbmDevice : uint8_t {
+  kEmulated,  // host memory
+  kCuda,      // the memory of a CUDA device; Open fails with kUnavailable where none answers
+};
+
 // What a TierManager is opened with. A tier of 0 bytes does not exist; one of them must.
 struct TierManagerOptions {
   // Every block has this size; a multiple of 4 KiB.
@@ -27,6 +33,9 @@ struct TierManagerOptions {
   uint64_t hbm_bytes = 0;
   uint64_t dram_bytes = 0;
   uint64_t nvme_bytes = 0;
+
+  HbmDevice hbm_device = HbmDevice::kEmulated;
+  int cuda_device = 0;  // of several, as CUDA numbers them
 
   // Directory of the NVMe tier's file; needed when nvme_bytes is not 0.
   std::string nvme_dir = {};

@@ -95,7 +95,8 @@ void FaultyCopyEngine::AwaitHeld() const {
   mu_.Await(absl::Condition(&some));
 }
 
-absl::StatusOr<CopyTicket> FaultyCopyEngine::Submit(absl::Span<const Copy> batch) {
+absl::StatusOr<CopyTicket> FaultyCopyEngine::Submit(absl::Span<const Copy> batch,
+                                                    CopyPriority priority) {
   {
     absl::MutexLock lock(&mu_);
     if (Contains(batch, fail_)) return absl::UnavailableError("the copy engine was told to fail");
@@ -107,7 +108,7 @@ absl::StatusOr<CopyTicket> FaultyCopyEngine::Submit(absl::Span<const Copy> batch
       --held_;
     }
   }
-  return host_->Submit(batch);
+  return host_->Submit(batch, priority);
 }
 
 // Lets go of what a FaultyDevice holds when it is woken, once told to.

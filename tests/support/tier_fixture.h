@@ -56,9 +56,14 @@ class FaultyCopyEngine final : public CopyEngine {
   absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(size_t bytes) override {
     return host_->Allocate(bytes);
   }
-  absl::StatusOr<CopyTicket> Submit(absl::Span<const Copy> batch) override ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<std::unique_ptr<PinnedMemory>> Pin(absl::Span<std::byte> memory) override {
+    return host_->Pin(memory);
+  }
+  absl::StatusOr<CopyTicket> Submit(absl::Span<const Copy> batch, CopyPriority priority) override
+      ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Wait(CopyTicket ticket) override { return host_->Wait(ticket); }
   const char* name() const override { return "faulty"; }
+  bool is_host() const override { return true; }
 
  private:
   const std::unique_ptr<CopyEngine> host_;
