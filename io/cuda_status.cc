@@ -45,9 +45,10 @@ absl::string_view Hint(cudaError_t error) {
 absl::Status CudaStatus(cudaError_t error, absl::string_view what) {
   if (error == cudaSuccess) return absl::OkStatus();
   (void)cudaGetLastError();
-  return absl::Status(CodeOf(error), absl::StrCat(what, ": ", cudaGetErrorString(error), " (",
-                                                  cudaGetErrorName(error), ", ",
-                                                  static_cast<int>(error), ")", Hint(error)));
+  return absl::Status(
+      CodeOf(error), absl::StrCat(what, ": ", cudaGetErrorString(error), " (",
+                                  cudaGetErrorName(error), ", ", static_cast<int>(error), ")",
+                                  Hint(error)));
 }
 
 }  // namespace terrace

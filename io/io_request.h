@@ -49,7 +49,8 @@ struct IoRequest {
   size_t synced_files = 0;  // of a kSync
   IoRequest* next = nullptr;
   IoRequest* previous = nullptr;
-  uint8_t queue = 0;  // the scheduler's; devices leave it alone
+  uint8_t queue = 0;         // the scheduler's; devices leave it alone
+  int64_t submitted_ns = 0;  // to the device, by Timeline::Now(); where there is a timeline
 
   static constexpr size_t kMaxBuffers = 1024;  // IOV_MAX
 

@@ -17,6 +17,8 @@ constexpr uint8_t kClassMask = 0x03;
 constexpr uint8_t kLaneMask = 0x0f;
 constexpr int kLaneShift = 2;
 
+static_assert(IoTimeline::kClasses == kIoClassCount);
+
 size_t ClassOf(const IoRequest& request) { return request.queue & kClassMask; }
 size_t LaneOf(const IoRequest& request) { return (request.queue >> kLaneShift) & kLaneMask; }
 uint8_t QueueBits(size_t io_class, size_t lane) {
@@ -30,9 +32,10 @@ IoScheduler::IoScheduler(std::unique_ptr<BlockDevice> device, const IoSchedulerO
     : device_(std::move(device)),
       options_(options),
       handler_(std::move(handler)),
-      member_(options.share == nullptr ? nullptr : options.share->Join(options.share_rank, [this] {
-        device_->Wake();
-      })) {
+      member_(options.share == nullptr
+                  ? nullptr
+                  : options.share->Join(options.share_rank, [this] { device_->Wake(); })),
+      record_(options_.timeline, options_.timeline_name) {
   for (const size_t depth : options_.class_depth) TERRACE_CHECK(depth > 0);
   thread_ = std::thread([this] { Run(); });
 }
@@ -91,6 +94,9 @@ IoSchedulerStats IoScheduler::Stats() const {
 }
 
 void IoScheduler::Run() {
+  if (options_.timeline != nullptr) {
+    options_.timeline->NameThread(absl::StrCat(options_.timeline_name, " I/O thread"));
+  }
   const size_t depth = device_->info().depth;
   std::vector<IoRequest*> batch;
   batch.reserve(depth);
@@ -106,6 +112,7 @@ void IoScheduler::Run() {
       // lasts until the Wait. A round with requests to hand out polls instead, and comes back here.
       waiting_ = done.empty();
     }
+    record_.Submit(batch);
     size_t count = 0;
     if (done.empty()) {
       count = device_->SubmitAndWait(batch, absl::MakeSpan(slots));
@@ -116,6 +123,7 @@ void IoScheduler::Run() {
       count = device_->Poll(absl::MakeSpan(slots));
     }
     done = absl::MakeSpan(slots).first(count);
+    record_.Done(done, ClassOf);
   }
 }
 

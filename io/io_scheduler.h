@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -17,6 +18,7 @@
 #include "absl/types/span.h"
 #include "io/block_device.h"
 #include "io/device_share.h"
+#include "io/io_timeline.h"
 
 namespace terrace {
 
@@ -47,6 +49,10 @@ struct IoSchedulerOptions {
   // within a class, the smallest rank does. Shared by all of them. Null: the disk is this one's.
   std::shared_ptr<DeviceShare> share = {};
   uint8_t share_rank = 0;
+  // Where requests inside the device are recorded, under this name; shared by all who record. Null:
+  // nowhere.
+  std::shared_ptr<Timeline> timeline = {};
+  std::string timeline_name = "NVMe";
 };
 
 struct IoSchedulerStats {
@@ -134,6 +140,7 @@ class IoScheduler {
   const IoSchedulerOptions options_;
   const CompletionHandler handler_;
   DeviceShare::Member* const member_;  // of options_.share; null without one
+  const IoTimeline record_;
 
   mutable absl::Mutex mu_;
   struct InDevice {

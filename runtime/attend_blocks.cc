@@ -46,6 +46,7 @@ BlockId AttendPass::IdOf(const FarBlock& block, size_t layer) const {
 
 // Where there is no room it stops, and AwaitRound waits for some when it needs it.
 absl::Status AttendPass::RequestRounds() {
+  const TimelineSpan span(core_.timeline(), "request rounds", {"layer", layer_});
   while (ticket_count_ < rounds_ahead_ && requested_ < far_.size()) {
     ListReads();
     absl::StatusOr<std::optional<Ticket>> ticket =
@@ -77,6 +78,7 @@ void AttendPass::ListReads() {
 }
 
 absl::StatusOr<Lease> AttendPass::AwaitRound(absl::Span<AttendPass* const> batch) {
+  const TimelineSpan span(core_.timeline(), "wait for blocks", {"layer", layer_});
   if (ticket_count_ > 0) {
     Lease lease = tickets_[first_ticket_].Wait();
     first_ticket_ = (first_ticket_ + 1) % kRoundsAhead;
@@ -145,6 +147,8 @@ void AttendPass::AttendRound(const Lease& lease) {
   const size_t head_dim = core_.shape().head_dim;
   const size_t tokens = core_.block_tokens();
   const size_t sinks = core_.options().sink_tokens;
+  const TimelineSpan span(core_.timeline(), "attend blocks", {"layer", layer_},
+                          {"blocks", lease.size()});
   for (Head& head : heads_) head.parts.clear();
   for (size_t i = 0; i < lease.size(); ++i) {
     const FarBlock& block = far_[attended_ + i];

@@ -102,6 +102,7 @@ void AttendPass::AttendTokens() {
     }
   }
   if (token_pieces_.empty()) return;
+  const TimelineSpan span(core_.timeline(), "attend tokens", {"layer", layer_});
   const absl::Time start = absl::Now();
   const size_t head_dim = core_.shape().head_dim;
   const size_t row = core_.tail_layout().row_bytes();
@@ -140,6 +141,7 @@ void AttendPass::AttendTokens() {
 
 // What was estimated is what the call may have got wrong.
 void AttendPass::EstimateClusters() {
+  const TimelineSpan span(core_.timeline(), "estimate clusters", {"layer", layer_});
   const absl::Time start = absl::Now();
   const ContextIndex& index = *context_->index_;
   core_.compute().ForEach(heads_.size(), [&](size_t kv_head, size_t) {

@@ -8,6 +8,7 @@ namespace terrace {
 // The window is one job for each head and group of queries. What is outside but not in a block yet,
 // and the sinks, join it where queries are the same for both; else they are a job of their own.
 void AttendPass::AttendLocally() {
+  const TimelineSpan span(core_.timeline(), "attend locally", {"layer", layer_});
   const absl::Time start = absl::Now();
   const size_t head_dim = core_.shape().head_dim;
   jobs_.clear();

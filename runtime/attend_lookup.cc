@@ -19,6 +19,8 @@ constexpr double kAllMissed = 1e6;
 }  // namespace
 
 void AttendPass::Lookup(size_t kv_head, size_t worker) {
+  const TimelineSpan span(core_.timeline(), "look up head", {"layer", layer_},
+                          {"kv_head", kv_head});
   Head& head = heads_[kv_head];
   head.chosen.clear();
   if (head.indexed > 1) LookupInIndex(kv_head);

@@ -169,9 +169,11 @@ absl::Status AttendPass::TakeQueries(const AttendInput& input) {
 void AttendPass::Run(RuntimeCore& core, absl::Span<AttendPass* const> passes) {
   const size_t heads = core.shape().kv_heads;
   const absl::Time start = absl::Now();
+  TimelineSpan lookup_span(core.timeline(), "lookup", {"contexts", passes.size()});
   core.compute().ForEach(passes.size() * heads, [&](size_t job, size_t worker) {
     passes[job / heads]->Lookup(job % heads, worker);
   });
+  lookup_span.End();
   const double lookup_seconds = absl::ToDoubleSeconds(absl::Now() - start);
   for (AttendPass* const pass : passes) {
     pass->lookup_seconds_ = lookup_seconds / static_cast<double>(passes.size());
@@ -195,6 +197,8 @@ void AttendPass::Run(RuntimeCore& core, absl::Span<AttendPass* const> passes) {
 
 absl::Status AttendPass::RunOne(Context& context, size_t layer, const AttendInput& input,
                                 const AttendOutput& output) {
+  const TimelineSpan span(core_.timeline(), "attend", {"layer", layer},
+                          {"positions", input.positions.size()});
   if (absl::Status status = Begin(context, layer, input, output); !status.ok()) return status;
   AttendPass* const passes[] = {this};
   Run(core_, passes);
@@ -204,6 +208,8 @@ absl::Status AttendPass::RunOne(Context& context, size_t layer, const AttendInpu
 absl::Status AttendPass::RunBatch(RuntimeCore& core, size_t layer,
                                   absl::Span<const BatchedAttend> batch,
                                   absl::Span<Context* const> contexts) {
+  const TimelineSpan span(core.timeline(), "attend batch", {"layer", layer},
+                          {"contexts", contexts.size()});
   for (Context* const context : contexts) context->mu_.Lock();
   // Of the batch, in its order; null for those that did not begin.
   absl::InlinedVector<std::unique_ptr<AttendPass>, kUsualBatch> owned(batch.size());
@@ -240,6 +246,7 @@ absl::Status AttendPass::RunBatch(RuntimeCore& core, size_t layer,
 }
 
 void AttendPass::Finish() {
+  const TimelineSpan span(core_.timeline(), "finish", {"layer", layer_});
   const size_t head_dim = core_.shape().head_dim;
   const size_t group = core_.shape().group();
   const size_t query_heads = core_.shape().query_heads;

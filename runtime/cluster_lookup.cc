@@ -88,6 +88,7 @@ absl::Status ClusterLookup::Load(absl::Span<const std::vector<std::byte>> heads,
 absl::Status ClusterLookup::Extend(absl::Span<const ColumnIndex> columns, size_t end,
                                    absl::Span<const QuerySamples> samples,
                                    std::vector<ColumnIndex>& postings) {
+  const TimelineSpan span(core_.timeline(), "extend clusters", {"layer", layer_}, {"columns", end});
   if (reads_tokens()) return ExtendPinned(columns, end, samples);
   // A segment of a head is in DRAM while it is clustered.
   const size_t room = core_.UnpinnedBlocks() * 3 / 4;

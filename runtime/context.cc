@@ -162,6 +162,7 @@ absl::Status Context::BuildIndex(size_t layer) {
 }
 
 absl::Status Context::Save(absl::string_view name) {
+  const TimelineSpan span(core_.timeline(), "save context");
   absl::MutexLock lock(&mu_);
   if (absl::Status status = MakeReady(); !status.ok()) return status;
   if (absl::Status status = EvenOut("Save"); !status.ok()) return status;

@@ -46,6 +46,7 @@ absl::Status Context::CheckInput(size_t layer, const KvInput& input) const {
 }
 
 absl::Status Context::Append(size_t layer, const KvInput& input) {
+  const TimelineSpan span(core_.timeline(), "append", {"layer", layer}, {"tokens", input.tokens});
   if (absl::Status status = CheckInput(layer, input); !status.ok()) return status;
   absl::MutexLock lock(&mu_);
   if (absl::Status status = MakeReady(); !status.ok()) return status;
@@ -73,6 +74,7 @@ absl::Status Context::SealUpTo(size_t layer, int64_t tokens) {
 }
 
 absl::Status Context::SealBlock(size_t layer) {
+  const TimelineSpan span(core_.timeline(), "seal", {"layer", layer});
   const size_t tokens = core_.block_tokens();
   const size_t index = static_cast<size_t>(tail_.first(layer)) / tokens;
   const absl::StatusOr<ColumnIndex> column = ColumnAt(index);

@@ -24,6 +24,7 @@ GraphLookup::~GraphLookup() { Clear(); }
 
 absl::Status GraphLookup::Extend(absl::Span<const ColumnIndex> columns, size_t end,
                                  absl::Span<const QuerySamples> samples) {
+  const TimelineSpan span(core_.timeline(), "extend graphs", {"layer", layer_}, {"columns", end});
   const size_t before = pinned_.columns();
   absl::Status room = pinned_.Extend(columns, end);
   if (!room.ok()) return room;

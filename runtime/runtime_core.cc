@@ -28,6 +28,7 @@ size_t BlocksOf(const TierManagerOptions& tiers) {
 
 absl::StatusOr<std::unique_ptr<RuntimeCore>> RuntimeCore::Open(RuntimeOptions options,
                                                                TierManager::Parts parts) {
+  if (options.tiers.timeline == nullptr) options.tiers.timeline = options.timeline;
   options.tiers.block_bytes = options.BlockBytes();
   options.tiers.model_fingerprint = options.shape.Fingerprint(options.tokens_per_block);
   // Without rotated keys the angles are never used, but a head_dim that rope cannot split is fine.

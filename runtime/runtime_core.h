@@ -47,6 +47,7 @@ class RuntimeCore {
 
   const RuntimeOptions& options() const { return options_; }
   const ModelShape& shape() const { return options_.shape; }
+  Timeline* timeline() const { return options_.timeline.get(); }
   TierManager& tiers() { return *tiers_; }
   ColumnTable& columns() { return *columns_; }
   SavedContexts& saved() { return *saved_; }

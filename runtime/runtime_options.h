@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "io/timeline.h"
 #include "runtime/lookup_policy.h"
 #include "runtime/memory_budget.h"
 #include "runtime/model_shape.h"
@@ -61,6 +62,10 @@ struct RuntimeOptions {
   size_t active_contexts = 4;
   // That compute attention, the caller's included; 0: as many as there are processors.
   size_t threads = 0;
+
+  // Where calls and their phases are recorded, those of the tiers as well; shared by all who
+  // record. Null: nowhere, unless tiers.timeline says otherwise.
+  std::shared_ptr<Timeline> timeline = {};
 
   // index_bytes, spelled out.
   uint64_t IndexBytes() const {

@@ -38,7 +38,8 @@ WeightReaderOptions ReaderOptions(const WeightPagerOptions& options, size_t max_
           .max_overread = options.max_overread,
           .request_bytes = options.profile.AdvisedRequestBytes(),
           .max_reads = max_reads,
-          .share = options.device_share};
+          .share = options.device_share,
+          .timeline = options.timeline};
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "io/block_device.h"
 #include "io/device_profile.h"
 #include "io/device_share.h"
+#include "io/timeline.h"
 #include "runtime/memory_budget.h"
 
 namespace terrace {
@@ -55,6 +56,8 @@ struct WeightPagerOptions {
   // The depth that the disk has for all who use it, such as the tier of KV blocks, whose reads come
   // first. Null: the disk is the pager's.
   std::shared_ptr<DeviceShare> device_share = {};
+  // Where steps and reads are recorded; shared by all who record. Null: nowhere.
+  std::shared_ptr<Timeline> timeline = {};
   // A read that failed or brought wrong bytes is repeated so many times.
   size_t rereads = 2;
   // The threads that compute; null: the pager has its own, `threads` of them, 0 being one for each

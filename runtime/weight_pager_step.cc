@@ -53,6 +53,7 @@ absl::Status WeightPager::DenseFfn(uint32_t layer, absl::Span<const float> x,
 
 absl::Status WeightPager::RunStep(uint32_t layer, absl::Span<const float> x,
                                   absl::Span<const float> expert_weights, absl::Span<float> out) {
+  const TimelineSpan span(options_.timeline.get(), "weights step", {"layer", layer});
   const BundleShape& shape = layout_.shape();
   const FfnInput input = {
       .x = x, .expert_weights = expert_weights, .tokens = x.size() / shape.width};
@@ -84,6 +85,7 @@ absl::Status WeightPager::RunStep(uint32_t layer, absl::Span<const float> x,
 
 absl::Span<const WeightReader::Arrival> WeightPager::WaitForReads() {
   const ScopedSeconds wait(stats_.wait_seconds);
+  const TimelineSpan span(options_.timeline.get(), "wait for weights");
   return reader_->Wait();
 }
 
@@ -136,6 +138,7 @@ void WeightPager::AdvanceEntry(uint32_t index) {
 }
 
 void WeightPager::ActivateReady(uint32_t layer, const FfnInput& input) {
+  const TimelineSpan span(options_.timeline.get(), "activate", {"groups", ready_.size()});
   Layer& in = layers_[layer];
   active_.clear();
   for (const uint32_t index : ready_) {

@@ -28,6 +28,8 @@ absl::StatusOr<std::unique_ptr<WeightReader>> WeightReader::Create(
   scheduling.queue_capacity = options.max_reads;
   scheduling.share = options.share;
   scheduling.share_rank = kShareRank;
+  scheduling.timeline = options.timeline;
+  scheduling.timeline_name = "weights";
   reader->scheduler_ = std::make_unique<IoScheduler>(
       std::move(device), scheduling,
       [raw = reader.get()](absl::Span<IoRequest* const> done) { raw->OnDone(done); });

@@ -31,6 +31,7 @@ struct WeightReaderOptions {
   // demand. 2 or more.
   size_t max_reads = 256;
   std::shared_ptr<DeviceShare> share = {};
+  std::shared_ptr<Timeline> timeline = {};
 };
 
 struct WeightReaderStats {

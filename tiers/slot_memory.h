@@ -10,6 +10,7 @@
 #include "absl/types/span.h"
 #include "io/aligned_buffer.h"
 #include "io/copy_engine.h"
+#include "io/timeline.h"
 #include "tiers/tier.h"
 
 namespace terrace {
@@ -20,10 +21,11 @@ namespace terrace {
 // slots.
 class SlotMemory {
  public:
-  // kResourceExhausted naming the tier whose memory could not be had.
+  // Copies are recorded in `timeline`, unless it is null. kResourceExhausted naming the tier whose
+  // memory could not be had.
   static absl::StatusOr<std::unique_ptr<SlotMemory>> Create(
       size_t block_bytes, const std::array<size_t, kPoolCount>& slots,
-      std::unique_ptr<CopyEngine> copy_engine);
+      std::unique_ptr<CopyEngine> copy_engine, std::shared_ptr<Timeline> timeline = {});
 
   // A device address in kHbm, a host address otherwise.
   std::byte* Address(Place place) const {
@@ -38,11 +40,15 @@ class SlotMemory {
   CopyEngine& copy_engine() const { return *copy_engine_; }
 
  private:
-  SlotMemory(size_t block_bytes, std::unique_ptr<CopyEngine> copy_engine)
-      : block_bytes_(block_bytes), copy_engine_(std::move(copy_engine)) {}
+  SlotMemory(size_t block_bytes, std::unique_ptr<CopyEngine> copy_engine,
+             std::shared_ptr<Timeline> timeline);
+  void RecordCopies(absl::Span<const Copy> batch, int64_t begin) const;
 
   const size_t block_bytes_;
   const std::unique_ptr<CopyEngine> copy_engine_;
+  const std::shared_ptr<Timeline> timeline_;
+  // By CopyDirection; set where there is a timeline.
+  std::array<TimelineTrack, 2> copy_tracks_ = {};
   std::unique_ptr<DeviceMemory> hbm_;
   AlignedBuffer dram_;
   AlignedBuffer transit_;

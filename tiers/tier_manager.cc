@@ -28,6 +28,8 @@ const char* PoolName(Pool pool) {
 TierManager::TierManager(const TierManagerOptions& options, std::unique_ptr<Placement> placement,
                          std::unique_ptr<SlotMemory> memory)
     : options_(options),
+      record_reads_(options.nvme_bytes > 0 ? options.timeline : nullptr,
+                    IoSchedulerOptions().timeline_name),
       memory_(std::move(memory)),
       placement_(std::move(placement)),
       budget_(options.nvme_write_bytes_per_day) {}
@@ -86,6 +88,7 @@ absl::Status TierManager::NoRoomError(absl::string_view what, size_t needed, Poo
 // --- Put ---
 
 absl::Status TierManager::Put(absl::Span<const BlockWrite> blocks, const PutOptions& options) {
+  const TimelineSpan span(timeline(), "put", {"blocks", blocks.size()});
   const absl::Time patience_end = absl::Now() + options.lease_patience;
   for (const BlockWrite& block : blocks) {
     if (block.bytes.size() != options_.block_bytes) {
@@ -157,6 +160,7 @@ absl::Status TierManager::PutOne(const BlockWrite& block, absl::Time patience_en
     placement_->FillFailed(place, /*source_lost=*/false);
   }
   ++landings_;
+  RecordSlots();
   StartTransfers();
   if (waiters_ > 0) progress_.SignalAll();
   NudgeMover();

@@ -69,8 +69,7 @@ struct PutOptions {
 // Keeps blocks in HBM, DRAM and NVMe, each in the fastest tier that it deserves, and moves them.
 //
 //   - A block served has exactly the bytes that were put, or it is a miss: page checksums made at
-//   Put
-//     are verified on every read from NVMe.
+//     Put are verified on every read from NVMe.
 //   - Put places a block in DRAM (in HBM without a DRAM tier). Fetch promotes. HBM evicts to DRAM,
 //     DRAM to NVMe, in the background and sequentially; NVMe evicts its oldest segment. Blocks
 //     leave a tier least recently used first. With Put and Fetch alone, what ends up where depends
@@ -237,6 +236,8 @@ class TierManager {
 
   TierManager(const TierManagerOptions& options, std::unique_ptr<Placement> placement,
               std::unique_ptr<SlotMemory> memory);
+  Timeline* timeline() const { return options_.timeline.get(); }
+  void RecordSlots() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // tier_manager_open.cc
   static absl::StatusOr<std::unique_ptr<TierManager>> OpenTiers(const TierManagerOptions& options,
@@ -337,6 +338,7 @@ class TierManager {
 
   // Constant after Open.
   const TierManagerOptions options_;
+  const IoTimeline record_reads_;  // of lanes; the scheduler records its own
   const std::unique_ptr<SlotMemory> memory_;
   bool checksums_ = true;
   AlignedBuffer headers_;  // [kWriteGroups, header bytes]
@@ -376,15 +378,15 @@ class TierManager {
   absl::Status nvme_read_error_ ABSL_GUARDED_BY(mu_);  // the first
   absl::Status copy_error_ ABSL_GUARDED_BY(mu_);  // of the last batch that failed; Flush clears it
   uint64_t hbm_copied_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t slots_recorded_ns_ ABSL_GUARDED_BY(mu_) = 0;
   size_t prefetch_flights_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t landings_ ABSL_GUARDED_BY(mu_) = 0;    // grows whenever a transfer ends
   int waiters_ ABSL_GUARDED_BY(mu_) = 0;          // threads that do the work themselves
   int lease_waiters_ ABSL_GUARDED_BY(mu_) = 0;    // threads that wait for leases of others to end
   bool recovering_ ABSL_GUARDED_BY(mu_) = false;  // placement_ belongs to Recover
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  absl::CondVar progress_;      // something landed, failed or was written
-  absl::CondVar mover_wakeup_;  // work without a waiter
-
+  absl::CondVar progress_;                    // something landed, failed or was written
+  absl::CondVar mover_wakeup_;                // work without a waiter
   std::vector<std::unique_ptr<Lane>> lanes_;  // constant after Open
   std::vector<Lane*> idle_lanes_ ABSL_GUARDED_BY(mu_);
   uint64_t lane_read_bytes_ ABSL_GUARDED_BY(mu_) = 0;

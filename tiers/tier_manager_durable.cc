@@ -17,6 +17,7 @@ absl::Status TierManager::Flush() {
   if (scheduler_ == nullptr) {
     return absl::FailedPreconditionError("flush: there is no NVMe tier to flush to");
   }
+  const TimelineSpan span(timeline(), "flush");
   absl::MutexLock one_flush(&flush_mu_);
   absl::MutexLock lock(&mu_);
   copy_error_ = absl::OkStatus();

@@ -84,6 +84,7 @@ absl::StatusOr<std::optional<Ticket>> TierManager::TryFetchAsync(absl::Span<cons
 
 bool TierManager::AwaitLeases(Pool pool, absl::Time until) {
   if (absl::Now() >= until || placement_->table(pool).pinned_count() == 0) return false;
+  const TimelineSpan span(timeline(), "wait for leases");
   ++lease_waiters_;
   progress_.WaitWithDeadline(&mu_, until);
   --lease_waiters_;
@@ -92,6 +93,7 @@ bool TierManager::AwaitLeases(Pool pool, absl::Time until) {
 
 absl::StatusOr<Lease> TierManager::Fetch(absl::Span<const BlockRead> reads,
                                          const FetchOptions& options) {
+  const TimelineSpan span(timeline(), "fetch", {"blocks", reads.size()});
   const absl::StatusOr<Pool> target = TargetPool(options.target);
   if (!target.ok()) return target.status();
   FetchItems items = spare_items_.Take();
@@ -137,6 +139,7 @@ bool TierManager::AllLanded(absl::Span<const FetchItem> items) const {
 }
 
 Lease TierManager::WaitFor(absl::Span<const FetchItem> items, absl::Time deadline, Lane* lane) {
+  const TimelineSpan span(timeline(), "await blocks", {"blocks", items.size()});
   Lease lease;
   lease.manager_ = this;
   lease.blocks_ = spare_blocks_.Take();
@@ -170,6 +173,7 @@ Lease TierManager::WaitFor(absl::Span<const FetchItem> items, absl::Time deadlin
       (served ? lease.places_ : unserved).push_back(item.place);
     }
     NudgeMover();
+    RecordSlots();
   }
   Unpin(unserved);
   return lease;
@@ -211,6 +215,7 @@ void TierManager::Unpin(absl::Span<const Place> places) {
 size_t TierManager::Prefetch(absl::Span<const BlockId> ids, std::optional<Tier> target) {
   const absl::StatusOr<Pool> pool = TargetPool(target);
   if (!pool.ok()) return 0;
+  const TimelineSpan span(timeline(), "prefetch", {"blocks", ids.size()});
   absl::MutexLock lock(&mu_);
   const size_t cap = std::max<size_t>(1, placement_->table(*pool).size() / 4);
   FollowBudget();

@@ -79,6 +79,7 @@ bool TierManager::SealGroup() {
   }
   // The sources are pinned, and nobody looks at the checksums of a place that is being written.
   mu_.Unlock();
+  TimelineSpan span(timeline(), "encrypt", {"blocks", jobs.size()});
   absl::Status status;
   for (SealJob& job : jobs) {
     status.Update(job.cipher->Seal(job.association.bytes(), job.plain, job.sealed, job.seal));

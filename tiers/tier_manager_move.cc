@@ -129,9 +129,14 @@ bool TierManager::DriveLane(Lane& lane) {
   }
   --waiters_;  // what others are waiting for is the mover's meanwhile
   mu_.Unlock();
+  TimelineSpan span(timeline(), "read from disk", {"requests", lane.batch.size()});
+  record_reads_.Submit(first);
   const size_t count = lane.device->SubmitAndWait(first, absl::MakeSpan(done));
+  record_reads_.Done(absl::MakeConstSpan(done).first(count), [](const IoRequest&) { return 0; });
   const auto held_back = absl::MakeConstSpan(lane.batch).subspan(first.size());
+  record_reads_.Submit(held_back);
   if (!held_back.empty()) lane.device->Submit(held_back);
+  span.End();
   lane.in_flight += lane.batch.size();
   lane.in_flight -= count;
   lane.batch.clear();
@@ -174,7 +179,9 @@ bool TierManager::RunCopies() {
   // A copy whose source was lost has failed, which others may wait for.
   if (places.empty()) return placement_->queued_copies() < queued;
   mu_.Unlock();
+  TimelineSpan span(timeline(), "copy", {"blocks", copies.size()});
   const absl::Status copied = memory_->CopyAndWait(copies);
+  span.End();
   mu_.Lock();
   if (!copied.ok()) copy_error_ = copied;
   for (const Place& place : places) {
@@ -239,6 +246,7 @@ void TierManager::OnCompletions(absl::Span<IoRequest* const> done) {
 }
 
 void TierManager::RunMover() {
+  if (timeline() != nullptr) timeline()->NameThread("tier mover");
   absl::MutexLock lock(&mu_);
   while (!stopping_) {
     if (waiters_ > 0 || !DoSomeWork()) mover_wakeup_.Wait(&mu_);

@@ -57,6 +57,7 @@ absl::StatusOr<std::unique_ptr<TierManager>> TierManager::Open(const TierManager
 
 absl::StatusOr<std::unique_ptr<TierManager>> TierManager::OpenTiers(
     const TierManagerOptions& options, Parts parts) {
+  const TimelineSpan span(options.timeline.get(), "open tiers");
   absl::Status status = options.Validate();
   if (!status.ok()) return status;
   PlacementOptions placement_options = MakePlacementOptions(options);
@@ -81,7 +82,7 @@ absl::StatusOr<std::unique_ptr<TierManager>> TierManager::OpenTiers(
   }
   if (parts.copy_engine == nullptr) parts.copy_engine = MakeHostCopyEngine();
   auto memory = SlotMemory::Create(options.block_bytes, placement_options.slots,
-                                   std::move(parts.copy_engine));
+                                   std::move(parts.copy_engine), options.timeline);
   if (!memory.ok()) return memory.status();
   auto placement = Placement::Create(placement_options);
   if (!placement.ok()) return placement.status();
@@ -122,6 +123,7 @@ absl::Status TierManager::AttachDevice(std::unique_ptr<BlockDevice> device) {
       depth - std::min<size_t>(8, depth / 4);
   options.queue_capacity = kFlights + Placement::kWriteGroups + kUpkeepWrites + kBlockingRequests;
   options.share = options_.device_share;
+  options.timeline = options_.timeline;
   scheduler_ = std::make_unique<IoScheduler>(
       std::move(device), options,
       [this](absl::Span<IoRequest* const> done) { OnCompletions(done); });
@@ -256,6 +258,7 @@ absl::StatusOr<std::optional<Superblock>> TierManager::FindSuperblock() {
 }
 
 absl::Status TierManager::Recover(const OpenedTier& tier) {
+  const TimelineSpan span(timeline(), "recover");
   const absl::Time start = absl::Now();
   // Nobody else knows this manager yet, so the lock protects nothing while it is let go for I/O.
   Placement* placement = nullptr;

@@ -153,6 +153,7 @@ bool TierManager::Verify(Flight& flight) const {
 }
 
 void TierManager::VerifyAndCopyUp(absl::Span<Flight* const> flights) {
+  const TimelineSpan span(timeline(), "verify", {"blocks", flights.size()});
   absl::InlinedVector<Copy, kWorkBatch> copies;
   for (Flight* flight : flights) {
     const absl::Span<const std::byte> bytes(static_cast<std::byte*>(flight->bytes.iov_base),

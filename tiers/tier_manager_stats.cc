@@ -40,6 +40,22 @@ TierStats TierManager::Stats() const {
   return stats;
 }
 
+// How full memory is, at most once a millisecond.
+void TierManager::RecordSlots() {
+  if (timeline() == nullptr) return;
+  constexpr int64_t kEveryNs = 1'000'000;
+  const int64_t now = Timeline::Now();
+  if (now - slots_recorded_ns_ < kEveryNs) return;
+  slots_recorded_ns_ = now;
+  const auto used = [this](Pool pool) {
+    mu_.AssertHeld();
+    const SlotTable& slots = placement_->table(pool);
+    return static_cast<int64_t>(slots.size() - slots.free_count());
+  };
+  if (options_.hbm_bytes > 0) timeline()->Count("slots used in HBM", used(Pool::kHbm));
+  if (options_.dram_bytes > 0) timeline()->Count("slots used in DRAM", used(Pool::kDram));
+}
+
 NvmeHealth TierManager::Health() const {
   if (nvme_abandoned_) return NvmeHealth::kOutOfService;
   if (!placement_->nvme_accepts()) return NvmeHealth::kReadOnly;

@@ -11,6 +11,7 @@
 #include "io/block_device.h"
 #include "io/device_profile.h"
 #include "io/device_share.h"
+#include "io/timeline.h"
 #include "tiers/nvme_recovery.h"
 #include "tiers/placement.h"
 #include "tiers/tier.h"
@@ -74,6 +75,10 @@ struct TierManagerOptions {
   uint64_t nvme_write_bytes_per_day = 0;
 
   std::string policy = "lru";
+
+  // Where fetches, copies and requests to the disk are recorded; shared by all who record. Null:
+  // nowhere.
+  std::shared_ptr<Timeline> timeline = {};
 
   // Sets what suits the disk of the NVMe tier: io_depth, within 16 to 256 so that write-back keeps
   // its share, and both of coalesce_*; requests are joined up to the default size at least. Call it

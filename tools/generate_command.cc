@@ -21,6 +21,7 @@
 #include "tools/output_file.h"
 #include "tools/stop_signal.h"
 #include "tools/streaming_heads.h"
+#include "tools/timeline_file.h"
 
 namespace terrace {
 namespace {
@@ -32,6 +33,7 @@ struct GenerateArguments {
   std::optional<std::string> prompt;
   std::string prompt_file;
   std::string json;
+  std::string timeline;
 };
 
 constexpr uint64_t kMaxPromptBytes = uint64_t{64} << 20;
@@ -112,6 +114,9 @@ ExitCode RunCommand(GenerateArguments& arguments) {
   }
   OutputFile json("--json", arguments.json);
   if (!json.status().ok()) return Complain(json.status());
+  TimelineFile timeline(arguments.timeline, {arguments.json});
+  if (!timeline.status().ok()) return Complain(timeline.status());
+  setup.timeline = timeline.timeline();
   const absl::StatusOr<std::string> prompt = ReadPrompt(arguments);
   if (!prompt.ok()) return Complain(prompt.status());
   setup.prompt = *prompt;
@@ -120,8 +125,10 @@ ExitCode RunCommand(GenerateArguments& arguments) {
   if (!report.ok()) return Complain(report.status());
   const absl::Status printed = PrintText(GenerateText(*report));
   const absl::Status written = json.Write(JsonText(GenerateJson(*report)));
-  if (!printed.ok()) return Complain(printed);
-  if (!written.ok()) return Complain(written);
+  const absl::Status drawn = timeline.Write();
+  for (const absl::Status& status : {printed, written, drawn}) {
+    if (!status.ok()) return Complain(status);
+  }
   if (report->interrupted) return Complain(absl::CancelledError("interrupted by a signal"));
   return ExitCode::kSuccess;
 }
@@ -199,6 +206,7 @@ void AddGenerateCommand(CLI::App& app, std::function<ExitCode()>& run) {
                    "prompt_tokens")
       ->type_name("FILE");
   command->add_option("--json", arguments->json, "Write the result as JSON")->type_name("FILE");
+  AddTimelineFlag(*command, arguments->timeline);
   command->callback([arguments, &run] { run = [arguments] { return RunCommand(*arguments); }; });
 }
 

@@ -78,6 +78,7 @@ absl::Status Run::StartInTiers() {
   options->active_contexts = 1;
   options->tiers.reuse = setup_.reuse || !setup_.load.empty();
   options->tiers.device_share = device_share_;
+  options->timeline = setup_.timeline;
   if (weights_ != nullptr) options->shape.model_id ^= weights_->Fingerprint();
   auto runtime = Runtime::Open(*options);
   if (!runtime.ok()) return runtime.status();
@@ -204,7 +205,8 @@ absl::StatusOr<GenerateReport> RunGenerate(
   if (!sampler.ok()) return sampler.status();
   const absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Load(
       setup.model, {.chunk_tokens = kChunkTokens,
-                    .ffn = setup.weights.given() ? FfnWeights::kLeaveOut : FfnWeights::kLoad});
+                    .ffn = setup.weights.given() ? FfnWeights::kLeaveOut : FfnWeights::kLoad,
+                    .timeline = setup.timeline});
   if (!engine.ok()) return engine.status();
   if (absl::Status status = CheckByteModel((*engine)->config()); !status.ok()) {
     return absl::Status(status.code(), absl::StrCat(setup.model, ": ", status.message()));
@@ -217,6 +219,7 @@ absl::StatusOr<GenerateReport> RunGenerate(
       share = std::make_shared<DeviceShare>(TierManagerOptions().io_depth);
     PagedFfnOptions options = setup.weights.Options(setup.model)[0];
     options.device_share = share;
+    options.timeline = setup.timeline;
     auto opened = PagedFfn::Open(options, (*engine)->config());
     if (!opened.ok()) return opened.status();
     weights = *std::move(opened);

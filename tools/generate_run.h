@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "io/timeline.h"
 #include "runtime/context_stats.h"
 #include "runtime/runtime.h"
 #include "tools/attention_report.h"
@@ -33,7 +35,8 @@ struct GenerateSetup {
   std::string save;  // the name to save under; empty for none
   bool reuse = false;
   WeightFlags weights;
-  std::string dump_qkv;  // the file for queries, keys and values; empty for none
+  std::string dump_qkv;                // the file for queries, keys and values; empty for none
+  std::shared_ptr<Timeline> timeline;  // of all that takes part; null for none
 };
 
 // What paged weights cost.

@@ -41,14 +41,21 @@ void OutputFile::Close() {
 }
 
 absl::Status OutputFile::Write(absl::string_view text) {
+  return WriteParts([text](Sink sink) { return sink(text); });
+}
+
+absl::Status OutputFile::WriteParts(absl::FunctionRef<absl::Status(Sink)> write) {
   if (file_ == nullptr) return absl::OkStatus();
   // EINVAL: a pipe or a device, which has no length.
   if (::ftruncate(::fileno(file_), 0) != 0 && errno != EINVAL) return Error("cannot truncate");
   errno = 0;
-  const bool written = std::fwrite(text.data(), 1, text.size(), file_) == text.size();
+  absl::Status status = write([this](absl::string_view text) {
+    const bool written = std::fwrite(text.data(), 1, text.size(), file_) == text.size();
+    return written ? absl::OkStatus() : Error("cannot write");
+  });
   const bool closed = std::fclose(file_) == 0;
   file_ = nullptr;
-  return written && closed ? absl::OkStatus() : Error("cannot write");
+  return closed || !status.ok() ? status : Error("cannot write");
 }
 
 absl::Status OutputFile::Error(absl::string_view what) const {

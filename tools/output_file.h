@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "nlohmann/json_fwd.hpp"
@@ -29,6 +30,10 @@ class OutputFile {
 
   // Makes `text` the whole content and closes the file. Errors name flag and path. Call once.
   absl::Status Write(absl::string_view text);
+  // The same for content that `write` hands to the sink piece by piece. Its errors come as they
+  // are.
+  using Sink = absl::FunctionRef<absl::Status(absl::string_view)>;
+  absl::Status WriteParts(absl::FunctionRef<absl::Status(Sink)> write);
 
  private:
   absl::Status Error(absl::string_view what) const;  // with the text of errno

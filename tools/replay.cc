@@ -97,6 +97,7 @@ absl::Status Replay::RunRequests(const ProgressFunction& progress, absl::Time st
 
 void Replay::WaitForArrival(const TraceRequest& request, absl::Time start) const {
   if (options_.pace <= 0) return;
+  const TimelineSpan span(options_.timeline.get(), "wait for arrival");
   const int64_t first_ms = trace_.requests().front().timestamp_ms;
   const absl::Time arrival =
       start + absl::Milliseconds(request.timestamp_ms - first_ms) / options_.pace;
@@ -108,6 +109,8 @@ void Replay::WaitForArrival(const TraceRequest& request, absl::Time start) const
 }
 
 absl::Status Replay::RunRequest(absl::Span<const uint64_t> hash_ids) {
+  const TimelineSpan span(options_.timeline.get(), "request", {"number", result_.requests},
+                          {"blocks", hash_ids.size()});
   result_.block_refs += hash_ids.size();
   const absl::StatusOr<size_t> reused = ReuseLeading(hash_ids);
   if (!reused.ok()) return reused.status();
@@ -146,6 +149,7 @@ absl::StatusOr<size_t> Replay::ReuseBatch(absl::Span<const uint64_t> hash_ids) {
   result_.fetch_latency.Record(taken);
   result_.fetch_seconds += absl::ToDoubleSeconds(taken);
 
+  const TimelineSpan span(options_.timeline.get(), "compare bytes", {"blocks", lease->size()});
   for (size_t i = 0; i < lease->size(); ++i) {
     const LeasedBlock& block = (*lease)[i];
     // A prefix ends at its first miss: what the making of room for it evicted is one, too.
@@ -170,7 +174,9 @@ absl::Status Replay::Verify(uint64_t hash_id, const LeasedBlock& block) {
 }
 
 absl::Status Replay::ComputeBlock(uint64_t hash_id) {
+  TimelineSpan span(options_.timeline.get(), "make block");
   GenerateBlock(options_.seed, hash_id, absl::MakeSpan(block_));
+  span.End();
   const BlockWrite write = {.id = IdOf(hash_id), .bytes = block_, .space = options_.space};
   ++result_.computed_blocks;
   ops_.Put(hash_id);

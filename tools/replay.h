@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "io/latency_histogram.h"
+#include "io/timeline.h"
 #include "tiers/tier_manager.h"
 #include "tools/ops_log.h"
 #include "tools/trace.h"
@@ -26,7 +28,8 @@ struct ReplayOptions {
   uint64_t flush_every = 64;      // requests; 0 never
   std::string flush_log;          // file that flushed hash ids are appended to; empty for none
   std::string export_ops;         // file for the block operations, see OpsLog; empty for none
-  double pace = 0;                // times the speed of the trace's clock; 0 as fast as possible
+  std::shared_ptr<Timeline> timeline = {};  // of requests; null for none
+  double pace = 0;  // times the speed of the trace's clock; 0 as fast as possible
 };
 
 struct ReplayResult {

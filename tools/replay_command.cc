@@ -19,6 +19,7 @@
 #include "tools/output_file.h"
 #include "tools/replay_report.h"
 #include "tools/replay_run.h"
+#include "tools/timeline_file.h"
 #include "tools/trace.h"
 
 namespace terrace {
@@ -52,6 +53,7 @@ struct ReplayArguments {
   std::string flush_log;
   std::string export_ops;
   uint64_t seed = 1;
+  std::string timeline;
 };
 
 // An NVMe tier in host memory, as HBM is emulated.
@@ -201,12 +203,18 @@ ExitCode RunCommand(const ReplayArguments& arguments) {
   if (!arguments.dir.empty()) used.push_back(TierFilePath(arguments.dir));
   OutputFile json("--json", arguments.json, used);
   if (!json.status().ok()) return Complain(json.status(), ExitCode::kFailure);
+  used.push_back(arguments.json);
+  TimelineFile timeline(arguments.timeline, used);
+  if (!timeline.status().ok()) return Complain(timeline.status(), ExitCode::kFailure);
+  setup->tiers.timeline = setup->replay.timeline = timeline.timeline();
   const absl::StatusOr<ReplayReport> report = RunReplay(*setup);
   if (!report.ok()) return Complain(report.status(), ExitCode::kFailure);
   const absl::Status printed = PrintText(ReplayText(*report));
   const absl::Status written = json.Write(JsonText(ReplayJson(*report)));
-  if (!printed.ok()) return Complain(printed, ExitCode::kFailure);
-  if (!written.ok()) return Complain(written, ExitCode::kFailure);
+  const absl::Status drawn = timeline.Write();
+  for (const absl::Status& status : {printed, written, drawn}) {
+    if (!status.ok()) return Complain(status, ExitCode::kFailure);
+  }
   if (report->result.corrupt_blocks > 0) {
     return Complain(absl::DataLossError(absl::StrCat(report->result.corrupt_blocks,
                                                      " blocks were served with wrong bytes")),
@@ -321,6 +329,7 @@ void AddReplayCommand(CLI::App& app, std::function<ExitCode()>& run) {
   command->add_option("--seed", arguments->seed, "Seed of the block bytes")
       ->check(CLI::Validator(CheckUnsigned, ""));
   command->add_option("--json", arguments->json, "Write the result as JSON")->type_name("FILE");
+  AddTimelineFlag(*command, arguments->timeline);
   command->callback([arguments, &run] { run = [arguments] { return RunCommand(*arguments); }; });
 }
 

@@ -109,7 +109,9 @@ absl::Status Soak(const ReplaySetup& setup, const Trace& trace, absl::Time start
 }  // namespace
 
 absl::StatusOr<ReplayReport> RunReplay(const ReplaySetup& setup) {
+  TimelineSpan reading(setup.replay.timeline.get(), "read trace");
   const absl::StatusOr<Trace> trace = ReadTrace(setup.trace_path, setup.trace);
+  reading.End();
   if (!trace.ok()) return trace.status();
   const absl::Time start = absl::Now();
   const ProcessUsage before = ProcessUsage::Now();

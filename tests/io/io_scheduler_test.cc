@@ -13,6 +13,7 @@
 #include "io/aligned_buffer.h"
 #include "io/memory_device.h"
 #include "tests/support/manual_device.h"
+#include "tests/support/trace_events.h"
 
 namespace terrace {
 namespace {
@@ -344,6 +345,42 @@ TEST(IoScheduler, ServesManyThreadsWithoutLosingARequest) {
   std::vector<std::thread> threads;
   for (size_t thread = 0; thread < kThreads; ++thread) threads.emplace_back(client, thread);
   for (std::thread& thread : threads) thread.join();
+}
+
+TEST_F(IoSchedulerTest, ATimelineShowsWhatIsInsideTheDeviceByClass) {
+  IoSchedulerOptions options = WithDepths(4, 4, 4);
+  options.timeline = *Timeline::Create(100);
+  options.timeline_name = "disk";
+  Start(/*device_depth=*/2, options);
+  const std::vector<IoRequest*> demand = Make(2);
+  const std::vector<IoRequest*> queued = Make(1);
+  const std::vector<IoRequest*> offload = Make(1, IoOp::kWrite);
+  ASSERT_TRUE(scheduler_->Submit(IoClass::kDemand, demand).ok());
+  device_->AwaitAsleep();
+  ASSERT_TRUE(scheduler_->Submit(IoClass::kPrefetch, queued).ok());
+  ASSERT_TRUE(scheduler_->Submit(IoClass::kOffload, offload).ok());
+  EXPECT_THAT(device_->AwaitAsleep(), ElementsAre(demand[0], demand[1]));
+  const int64_t full = Timeline::Now();
+  // It ends last, so that the two of its class overlap.
+  device_->Complete(demand[1]);
+  device_->AwaitAsleep();
+  device_->Complete(queued[0]);
+  device_->AwaitAsleep();
+  device_->Complete(offload[0]);
+  device_->AwaitAsleep();
+  device_->Complete(demand[0]);
+  device_->AwaitAsleep();
+
+  const Json json = Written(*options.timeline);
+  EXPECT_THAT(SpansByRow(json),
+              testing::UnorderedElementsAre(testing::Pair("disk demand", ElementsAre("read")),
+                                            testing::Pair("disk demand 2", ElementsAre("read")),
+                                            testing::Pair("disk prefetch", ElementsAre("read")),
+                                            testing::Pair("disk offload", ElementsAre("write"))));
+  ExpectNested(json);
+  EXPECT_GE(queued[0]->submitted_ns, full) << "the time in the queue is not in it";
+  EXPECT_LE(demand[0]->submitted_ns, full);
+  for (const Json& span : Events(json, "X")) EXPECT_EQ(span["args"]["bytes"], kPageBytes);
 }
 
 }  // namespace

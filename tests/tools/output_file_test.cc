@@ -53,6 +53,23 @@ TEST_F(OutputFileTest, NewFileStaysOnlyWhenWritten) {
   EXPECT_EQ(Content(), "text");
 }
 
+TEST_F(OutputFileTest, PartsAreWrittenInTheirOrderAndTheirErrorComesBack) {
+  {
+    OutputFile file("--timeline", path_);
+    ASSERT_TRUE(file.WriteParts([](OutputFile::Sink sink) {
+                      for (const char* const part : {"one ", "two ", "three"}) {
+                        if (absl::Status status = sink(part); !status.ok()) return status;
+                      }
+                      return absl::OkStatus();
+                    })
+                    .ok());
+  }
+  EXPECT_EQ(Content(), "one two three");
+  OutputFile file("--timeline", path_);
+  EXPECT_EQ(file.WriteParts([](OutputFile::Sink) { return absl::DataLossError("no more"); }),
+            absl::DataLossError("no more"));
+}
+
 TEST_F(OutputFileTest, BadPathsAreKnownAtOnceAndNamedWithTheFlag) {
   for (const std::string& path : {dir_.Join("absent/file"), dir_.path()}) {
     const OutputFile file("--plot", path);

@@ -63,6 +63,7 @@ Engine::Engine(const ModelConfig& config, ModelWeights weights, const EngineOpti
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(const std::string& directory,
                                                      const EngineOptions& options) {
+  const TimelineSpan span(options.timeline.get(), "load model");
   const absl::StatusOr<ModelConfig> config =
       ReadModelConfig(absl::StrCat(directory, "/config.json"));
   if (!config.ok()) return config.status();
@@ -125,6 +126,8 @@ absl::Status Engine::Forward(const ForwardStep& step, AttentionSource& attention
   TERRACE_CHECK(ffn_ != nullptr);
   TERRACE_CHECK_EQ(logits.size(), LogitCount(step));
   if (absl::Status status = CheckStep(step); !status.ok()) return status;
+  const TimelineSpan span(timeline(), "forward", {"tokens", step.tokens.size()},
+                          {"position", step.position});
   const absl::Time start = absl::Now();
   const absl::Duration sources_before = times_.attention + times_.ffn;
   absl::Status status;
@@ -184,6 +187,7 @@ void Engine::Rotate(size_t tokens, size_t width, absl::Span<float> rows) const {
 
 absl::Status Engine::RunAttention(size_t layer, size_t tokens, int64_t position,
                                   AttentionSource& attention) {
+  const TimelineSpan span(timeline(), "attention", {"layer", layer}, {"tokens", tokens});
   const LayerWeights& weights = weights_.layers[layer];
   const absl::Span<float> hidden = absl::MakeSpan(hidden_).first(tokens * config_.hidden);
   const absl::Span<float> normed = absl::MakeSpan(normed_).first(hidden.size());
@@ -221,6 +225,7 @@ absl::Status Engine::RunAttention(size_t layer, size_t tokens, int64_t position,
 }
 
 absl::Status Engine::RunFfn(size_t layer, size_t tokens, int64_t position) {
+  const TimelineSpan span(timeline(), "ffn", {"layer", layer}, {"tokens", tokens});
   const absl::Span<float> hidden = absl::MakeSpan(hidden_).first(tokens * config_.hidden);
   const absl::Span<float> normed = absl::MakeSpan(normed_).first(hidden.size());
   const absl::Span<float> added = absl::MakeSpan(added_).first(hidden.size());
@@ -242,6 +247,7 @@ absl::Status Engine::RunFfn(size_t layer, size_t tokens, int64_t position) {
 void Engine::RunHead(size_t first_token, size_t tokens, absl::Span<float> logits) {
   const absl::Span<const float> hidden =
       absl::MakeConstSpan(hidden_).subspan(first_token * config_.hidden, tokens * config_.hidden);
+  const TimelineSpan span(timeline(), "output head", {"tokens", tokens});
   const absl::Span<float> normed = absl::MakeSpan(normed_).first(hidden.size());
   RmsNorm(hidden, weights_.norm, config_.rms_norm_eps, normed);
   ApplyWeights(weights_.output_head(), normed, logits);

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "io/timeline.h"
 #include "runtime/rope.h"
 #include "tools/engine/attention_source.h"
 #include "tools/engine/ffn_source.h"
@@ -23,6 +24,8 @@ struct EngineOptions {
   size_t chunk_tokens = 512;  // run together; at least 1. Buffers are sized for so many.
   // Without, UseFfn names what computes them before the first Forward.
   FfnWeights ffn = FfnWeights::kLoad;
+  // Where passes and their parts are recorded; shared by all who record. Null: nowhere.
+  std::shared_ptr<Timeline> timeline = {};
 
   // kInvalidArgument naming the field.
   absl::Status Validate() const;
@@ -62,6 +65,7 @@ class Engine {
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
+  Timeline* timeline() const { return options_.timeline.get(); }
 
   // From now on this computes the feed-forward networks; null: the engine's own. `ffn` is borrowed
   // until it is replaced. REQUIRES: not null where the weights were not loaded.

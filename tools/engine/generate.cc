@@ -13,6 +13,7 @@ absl::StatusOr<GenerateResult> Generate(const GenerateRequest& request, Engine& 
   std::vector<float> logits(engine.config().vocab);
   ForwardStep step = {request.prompt, request.position, LogitsOf::kNone};
   const absl::Time start = absl::Now();
+  TimelineSpan prefill(engine.timeline(), "prefill", {"tokens", request.prompt.size()});
   absl::Status status;
   if (step.tokens.size() > 1) {
     step.tokens.remove_suffix(1);
@@ -24,7 +25,9 @@ absl::StatusOr<GenerateResult> Generate(const GenerateRequest& request, Engine& 
   if (status.ok()) status = engine.Forward(step, attention, absl::MakeSpan(logits));
   const absl::Time prefilled = absl::Now();
   result.prefill = prefilled - start;
+  prefill.End();
   while (status.ok() && result.generated_tokens < request.max_tokens) {
+    const TimelineSpan span(engine.timeline(), "token", {"number", result.generated_tokens});
     const int32_t token = sampler.Sample(logits);
     ++result.generated_tokens;
     if (!take(token) || result.generated_tokens == request.max_tokens) break;

@@ -84,6 +84,7 @@ absl::StatusOr<WeightPagerOptions> PagerOptions(const BundleFile& file,
   pager.gate_first = options.predictor == PredictorKind::kGateFirst;
   pager.pool = &EngineThreads();
   pager.device_share = options.device_share;
+  pager.timeline = options.timeline;
   const uint64_t directory = file.memory_bytes();
   const uint64_t needed = directory + WeightPager::MinDramBytes(file.shape(), pager);
   if (options.dram_bytes < needed) {

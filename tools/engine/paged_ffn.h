@@ -38,6 +38,7 @@ struct PagedFfnOptions {
   // The depth of the disk, where the tiers of keys and values are on it too; see
   // WeightPagerOptions.
   std::shared_ptr<DeviceShare> device_share = {};
+  std::shared_ptr<Timeline> timeline = {};  // as WeightPagerOptions
   bool measure = false;  // compare predictions with what fires, by an oracle beside
 };
 
