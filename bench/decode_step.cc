@@ -1,12 +1,13 @@
 // What does a decode step of one layer cost with each lookup, over the same tiers?
 //
-// usage: decode_step POLICY DIR TOKENS DRAM_SHARE STEPS [THREADS]
+// usage: decode_step POLICY DIR TOKENS DRAM_SHARE STEPS [THREADS [HBM_SHARE [cpu|cuda]]]
 //
 // Fills a context of TOKENS tokens, 8 KV heads with 4 query heads each, head_dim 128, fp16, with
 // made-up keys and values; DRAM holds DRAM_SHARE of them (1: all, and DIR is not used), NVMe the
 // rest. Then runs STEPS decode steps, whose queries drift (each is 0.95 of the one before, plus
-// noise), and prints one line of JSON: seconds of a step (median), bytes that it attended to and
-// fetched.
+// noise). With HBM_SHARE, HBM holds so much of the keys and values, beside the window, and
+// attention runs there: on a CUDA device, or emulated. Prints one line of JSON: seconds of a step
+// (median), bytes that it attended to and fetched.
 //
 // POLICY is full, streaming, infllm or quest; lookups attend to 16 blocks of 128 tokens a KV head,
 // with 64 sinks and a window of 512 tokens.
@@ -33,7 +34,7 @@ double SecondsNow() {
 }
 
 RuntimeOptions Options(LookupKind kind, const std::string& directory, uint64_t tokens,
-                       double dram_share, size_t threads) {
+                       double dram_share, size_t threads, double hbm_share, bool cuda) {
   RuntimeOptions options;
   options.shape = {
       .layers = 1,
@@ -55,12 +56,19 @@ RuntimeOptions Options(LookupKind kind, const std::string& directory, uint64_t t
     // What a profile of a disk that streams fastest in large requests advises; fio's are as large.
     options.tiers.coalesce_read_bytes = 1 << 20;
   }
+  if (hbm_share > 0) {
+    options.tiers.hbm_device = cuda ? HbmDevice::kCuda : HbmDevice::kEmulated;
+    options.tiers.hbm_bytes = static_cast<uint64_t>(static_cast<double>(kv_bytes) * hbm_share);
+    options.tiers.hbm_bytes += options.HbmWindowBytes();
+  }
   return options;
 }
 
 int Main(int argc, char** argv) {
   if (argc < 6) {
-    std::fprintf(stderr, "usage: decode_step POLICY DIR TOKENS DRAM_SHARE STEPS [THREADS]\n");
+    std::fprintf(
+        stderr,
+        "usage: decode_step POLICY DIR TOKENS DRAM_SHARE STEPS [THREADS [HBM_SHARE [cpu|cuda]]]\n");
     return 2;
   }
   const LookupKind kind = OrDie(ParseLookupKind(argv[1]));
@@ -68,11 +76,14 @@ int Main(int argc, char** argv) {
   const double dram_share = std::strtod(argv[4], nullptr);
   const size_t steps = std::strtoull(argv[5], nullptr, 10);
   const size_t threads = argc > 6 ? std::strtoull(argv[6], nullptr, 10) : 0;
+  const double hbm_share = argc > 7 ? std::strtod(argv[7], nullptr) : 0;
+  const bool cuda = argc > 8 && std::string(argv[8]) == "cuda";
   if (tokens == 0 || steps == 0) {
     std::fprintf(stderr, "decode_step: TOKENS and STEPS must be positive\n");
     return 2;
   }
-  const auto runtime = OrDie(Runtime::Open(Options(kind, argv[2], tokens, dram_share, threads)));
+  const auto runtime =
+      OrDie(Runtime::Open(Options(kind, argv[2], tokens, dram_share, threads, hbm_share, cuda)));
   const auto context = OrDie(runtime->NewContext());
   const double start = SecondsNow();
   MadeUpKv().Fill(*context, 1, tokens);

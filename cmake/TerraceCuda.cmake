@@ -13,7 +13,10 @@ endif()
 
 # Finds nvcc outside the search path too, where CMake's own search does not look.
 find_package(CUDAToolkit 12.2 QUIET)
-if(CUDAToolkit_FOUND AND TARGET CUDA::cudart_static AND CUDAToolkit_NVCC_EXECUTABLE)
+find_path(TERRACE_CUBLAS_INCLUDE_DIR cublas_v2.h HINTS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFAULT_PATH)
+mark_as_advanced(TERRACE_CUBLAS_INCLUDE_DIR)
+if(CUDAToolkit_FOUND AND TARGET CUDA::cudart_static AND CUDAToolkit_NVCC_EXECUTABLE
+   AND TERRACE_CUBLAS_INCLUDE_DIR)
   if(NOT DEFINED CMAKE_CUDA_COMPILER)
     set(CMAKE_CUDA_COMPILER "${CUDAToolkit_NVCC_EXECUTABLE}")
   endif()
@@ -36,6 +39,7 @@ if(TERRACE_WITH_CUDA)
 elseif(TERRACE_CUDA STREQUAL "AUTO")
   message(STATUS "CUDA: no toolkit that works; built without it")
 else()
-  message(FATAL_ERROR "TERRACE_CUDA=${TERRACE_CUDA}, but no toolkit from 12.2 on with nvcc and the "
-                      "static runtime works here; set CUDAToolkit_ROOT, or TERRACE_CUDA=OFF.")
+  message(FATAL_ERROR "TERRACE_CUDA=${TERRACE_CUDA}, but no toolkit from 12.2 on with nvcc, the "
+                      "static runtime and the header of cuBLAS works here; set CUDAToolkit_ROOT, "
+                      "or TERRACE_CUDA=OFF.")
 endif()

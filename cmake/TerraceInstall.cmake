@@ -19,9 +19,24 @@ foreach(library IN ITEMS io tiers index runtime)
       PATTERN "checksum_avx2.h" EXCLUDE
       PATTERN "checksum_pages.h" EXCLUDE
       PATTERN "cuda_status.h" EXCLUDE
+      PATTERN "copy_plan.h" EXCLUDE
+      PATTERN "copy_ranges.h" EXCLUDE
+      PATTERN "cuda_batch.h" EXCLUDE
+      PATTERN "cuda_memory.h" EXCLUDE
       PATTERN "cuda_blas.h" EXCLUDE
+      PATTERN "cuda_queue.h" EXCLUDE
+      PATTERN "cuda_vectors.h" EXCLUDE
+      PATTERN "cuda_handles.h" EXCLUDE
+      PATTERN "cuda_neighbours.h" EXCLUDE
       PATTERN "device_attention.h" EXCLUDE
+      PATTERN "device_rows.h" EXCLUDE
+      PATTERN "device_scoring.h" EXCLUDE
+      PATTERN "scoring_checks.h" EXCLUDE
+      PATTERN "top_k.h" EXCLUDE
       PATTERN "cuda_*_kernels.h" EXCLUDE
+      PATTERN "cuda_probe.h" EXCLUDE
+      PATTERN "attention_pieces.h" EXCLUDE
+      PATTERN "attention_plan.h" EXCLUDE
       PATTERN "device_file.h" EXCLUDE
       PATTERN "tier_file.h" EXCLUDE
       PATTERN "attend_pass.h" EXCLUDE

@@ -81,7 +81,12 @@ class Representatives final : public BlockSummary {
 
   void Score(absl::Span<const float> queries, absl::Span<const std::byte* const> summaries,
              absl::Span<float> scores) const override {
-    ScoreAll(SummaryQueries(layout_, queries), summaries, scores);
+    ScoreAll(Prepare(queries), summaries, scores);
+  }
+
+  SummaryLayout layout() const override { return layout_; }
+  SummaryQueries Prepare(absl::Span<const float> queries) const override {
+    return SummaryQueries(layout_, queries);
   }
 
  private:
@@ -160,6 +165,11 @@ class KeyBounds final : public BlockSummary {
 
   void Score(absl::Span<const float> queries, absl::Span<const std::byte* const> summaries,
              absl::Span<float> scores) const override {
+    ScoreAll(Prepare(queries), summaries, scores);
+  }
+
+  SummaryLayout layout() const override { return layout_; }
+  SummaryQueries Prepare(absl::Span<const float> queries) const override {
     const size_t head_dim = options_.head_dim;
     absl::InlinedVector<float, 2048> parts(2 * queries.size());
     for (size_t i = 0; i < queries.size(); ++i) {
@@ -167,7 +177,7 @@ class KeyBounds final : public BlockSummary {
       row[i % head_dim] = std::max(queries[i], 0.0f);
       row[head_dim + i % head_dim] = std::min(queries[i], 0.0f);
     }
-    ScoreAll(SummaryQueries(layout_, parts), summaries, scores);
+    return SummaryQueries(layout_, parts);
   }
 
  private:

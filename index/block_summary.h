@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "index/kv_dtype.h"
+#include "index/summary_scores.h"
 
 namespace terrace {
 
@@ -30,6 +31,11 @@ class BlockSummary {
   // [rows, head_dim], scaled by 1 / sqrt(head_dim); `scores` is [rows, summaries].
   virtual void Score(absl::Span<const float> queries, absl::Span<const std::byte* const> summaries,
                      absl::Span<float> scores) const = 0;
+
+  // For those who score elsewhere: what a summary consists of, and the queries of Score as its
+  // vectors meet them. A score is that of SummaryQueries::Score.
+  virtual SummaryLayout layout() const = 0;
+  virtual SummaryQueries Prepare(absl::Span<const float> queries) const = 0;
 };
 
 // Which keys stand for a block.

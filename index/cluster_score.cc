@@ -34,20 +34,46 @@ void AddGains(absl::Span<const float> shape, absl::Span<const float> squares,
 
 }  // namespace
 
+ClusterTable::SegmentMeans ClusterTable::segment_means(size_t segment) const {
+  const Segment& from = segments_[segment];
+  const size_t count = from.clusters.clusters();
+  return {.clusters = count,
+          .layout = Layout(count),
+          .means = from.key_means.data(),
+          .spreads = from.clusters.spreads};
+}
+
+void ClusterTable::Raises(absl::Span<const float> queries, absl::Span<float> shifts,
+                          absl::Span<float> gains) const {
+  const size_t rows = queries.size() / options_.head_dim;
+  std::vector<float> squares(space_.dimensions() * rows);
+  space_.Represent(queries, squares.data());
+  for (float& element : squares) element *= element;
+  for (size_t i = 0; i < segments_.size(); ++i) {
+    RaiseOf(segments_[i], queries, squares, shifts.data() + i * rows, gains.data() + i * rows);
+  }
+}
+
+void ClusterTable::RaiseOf(const Segment& segment, absl::Span<const float> queries,
+                           absl::Span<const float> squares, float* shifts, float* gains) const {
+  const size_t rows = queries.size() / options_.head_dim;
+  // Of all keys of the segment: what was subtracted from the means.
+  ScoreRun(queries, options_.head_dim, segment.mean.data(), KvDtype::kFloat32, 1, shifts);
+  std::fill_n(gains, rows, 0.0f);
+  if (options_.spread_correction) {
+    AddGains(segment.clusters.shape, squares, absl::MakeSpan(gains, rows));
+  }
+}
+
 void ClusterTable::ScoreSegment(const Segment& segment, const SummaryQueries& queries,
                                 absl::Span<const float> plain_queries,
                                 ClusterScores& scores) const {
   const size_t rows = scores.rows;
   const size_t count = clusters();
   const size_t segment_clusters = segment.clusters.clusters();
-  // Of all keys of the segment: what was subtracted from the means.
   float* const shifts = scores.by_row.data();
-  ScoreRun(plain_queries, options_.head_dim, segment.mean.data(), KvDtype::kFloat32, 1, shifts);
   float* const gains = scores.by_row.data() + rows;
-  std::fill_n(gains, rows, 0.0f);
-  if (options_.spread_correction) {
-    AddGains(segment.clusters.shape, scores.squares, absl::MakeSpan(gains, rows));
-  }
+  RaiseOf(segment, plain_queries, scores.squares, shifts, gains);
   queries.ScoreEach(Layout(segment_clusters), segment.key_means.data(), count,
                     scores.logits.data() + segment.first_cluster);
   for (size_t row = 0; row < rows; ++row) {

@@ -115,6 +115,18 @@ class ClusterTable {
   // almost all of the mass, at most a part of them and `most_scanned`, by their codes.
   void Score(absl::Span<const float> queries, ClusterScores& scores,
              size_t most_scanned = std::numeric_limits<size_t>::max()) const;
+  // For those who score elsewhere: the mean keys of a segment, which Score scores in this form.
+  struct SegmentMeans {
+    size_t clusters = 0;
+    SummaryLayout layout;
+    const std::byte* means = nullptr;  // of `layout`, less the mean of all keys of the segment
+    absl::Span<const float> spreads;   // [clusters]
+  };
+  SegmentMeans segment_means(size_t segment) const;
+  // What those scores are raised by to be the logarithms of mean exponentials (RaiseLogits in
+  // cluster_kernels.h): `shifts` and `gains` are [segments, rows].
+  void Raises(absl::Span<const float> queries, absl::Span<float> shifts,
+              absl::Span<float> gains) const;
   // The clusters to read exactly, best first: those with the largest shares of a row's mass, summed
   // over the rows.
   void Rank(ClusterScores& scores, const ClusterBudget& budget,
@@ -169,6 +181,10 @@ class ClusterTable {
   SummaryLayout Layout(size_t clusters) const {
     return {.count = clusters, .dimensions = options_.head_dim};
   }
+  // Of one segment; `squares` is [space dimensions, rows], of the elements that represent the
+  // queries.
+  void RaiseOf(const Segment& segment, absl::Span<const float> queries,
+               absl::Span<const float> squares, float* shifts, float* gains) const;
   // Writes the logits of the mean keys of a segment's clusters, and to `masses` the logarithms of
   // the mean exponentials of their keys, and makes the shifts at least the largest of these.
   void ScoreSegment(const Segment& segment, const SummaryQueries& queries,

@@ -301,8 +301,7 @@ class LinkedGraphIndex final : public GraphIndex {
     linked.metric.emplace(samples, keys.head_dim());
     linked.entries = GraphEntries(samples, keys, pool);
     Report(0.1);
-    const std::vector<uint32_t> found =
-        ExactNeighbours(samples, keys, options_.keys_per_sample, pool);
+    const std::vector<uint32_t> found = FindKeys(samples, keys, pool);
     Report(0.5);
     const std::vector<float> points = linked.metric->Project(keys, 0, pool);
     GraphBuilder builder(points.data(), linked.metric->dimensions(), options_.build_width,
@@ -316,6 +315,16 @@ class LinkedGraphIndex final : public GraphIndex {
     builder.Connect(0, keys.size(), spread);
     Report(0.95);
     builder.Reach(0, spread);
+  }
+
+  // [samples, min(keys_per_sample, keys.size())], best first.
+  std::vector<uint32_t> FindKeys(const std::vector<float>& samples, const KeyPanels& keys,
+                                 ComputePool& pool) const {
+    if (options_.neighbours != nullptr) {
+      auto found = options_.neighbours->Nearest(samples, keys, options_.keys_per_sample);
+      if (found.ok()) return *std::move(found);
+    }
+    return ExactNeighbours(samples, keys, options_.keys_per_sample, pool);
   }
 
   void LinkTail(const KeyPanels& keys, Linked& linked, ComputePool& pool) const {

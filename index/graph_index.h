@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "index/key_index.h"
+#include "index/neighbour_search.h"
 
 namespace terrace {
 
@@ -19,6 +20,9 @@ struct GraphOptions {
   size_t build_width = 32;       // of the searches that look for the neighbours of a key
   size_t default_width = 256;    // of searches without an effort
   size_t tail_keys = 1024;       // appended keys that are scanned before they are linked
+  // Finds the keys of the samples, which is much of the work of Build; the CPU does it where this
+  // is null or fails. Borrowed as long as the index builds.
+  NeighbourSearch* neighbours = nullptr;
   // Called by the thread in Build with the share done, ascending to 1. May be empty.
   std::function<void(double)> progress = nullptr;
 };

@@ -46,6 +46,10 @@ class SummaryQueries {
   void ScoreEach(const SummaryLayout& layout, const std::byte* summary, size_t stride,
                  float* scores) const;
   size_t rows() const { return scales_.size(); }
+  // [rows, padded_dimensions], and what an element of each row is worth, [rows]. A score is the
+  // exact integer product of a row and a vector, as float, times both scales.
+  absl::Span<const int16_t> elements() const { return queries_; }
+  absl::Span<const float> scales() const { return scales_; }
 
  private:
   const SummaryLayout layout_;

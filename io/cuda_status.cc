@@ -21,6 +21,11 @@ absl::StatusCode CodeOf(cudaError_t error) {
     case cudaErrorNvlinkUncorrectable:
     case cudaErrorHardwareStackError:
     case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorAssert:
     case cudaErrorLaunchFailure:
     case cudaErrorLaunchTimeout:
     case cudaErrorUnknown:
@@ -45,10 +50,9 @@ absl::string_view Hint(cudaError_t error) {
 absl::Status CudaStatus(cudaError_t error, absl::string_view what) {
   if (error == cudaSuccess) return absl::OkStatus();
   (void)cudaGetLastError();
-  return absl::Status(
-      CodeOf(error), absl::StrCat(what, ": ", cudaGetErrorString(error), " (",
-                                  cudaGetErrorName(error), ", ", static_cast<int>(error), ")",
-                                  Hint(error)));
+  return absl::Status(CodeOf(error), absl::StrCat(what, ": ", cudaGetErrorString(error), " (",
+                                                  cudaGetErrorName(error), ", ",
+                                                  static_cast<int>(error), ")", Hint(error)));
 }
 
 }  // namespace terrace

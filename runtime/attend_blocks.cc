@@ -30,11 +30,13 @@ void AttendPass::ListBlocks() {
   }
   std::sort(far_.begin(), far_.end());
   // What is on its way takes at most three quarters of the room: other contexts want some as well.
-  const size_t share = core_.tiers().max_fetch_blocks(Tier::kDram) * 3 / 4;
+  const size_t share = core_.tiers().max_fetch_blocks(core_.far_tier()) * 3 / 4;
+  const size_t most_bytes = device_ != nullptr ? kMaxDeviceRoundBytes : kMaxRoundBytes;
   const size_t most =
-      std::clamp<size_t>(kMaxRoundBytes / core_.options().BlockBytes(), 1, kMaxRoundBlocks);
-  round_blocks_ = std::clamp<size_t>(share / kRoundsAhead, 1, most);
-  rounds_ahead_ = std::clamp<size_t>(share / round_blocks_, 1, kRoundsAhead);
+      std::clamp<size_t>(most_bytes / core_.options().BlockBytes(), 1, kMaxRoundBlocks);
+  const size_t most_ahead = device_ != nullptr ? kDeviceRoundsAhead : kRoundsAhead;
+  round_blocks_ = std::clamp<size_t>(share / most_ahead, 1, most);
+  rounds_ahead_ = std::clamp<size_t>(share / round_blocks_, 1, most_ahead);
 }
 
 BlockId AttendPass::IdOf(const FarBlock& block, size_t layer) const {
@@ -49,8 +51,8 @@ absl::Status AttendPass::RequestRounds() {
   const TimelineSpan span(core_.timeline(), "request rounds", {"layer", layer_});
   while (ticket_count_ < rounds_ahead_ && requested_ < far_.size()) {
     ListReads();
-    absl::StatusOr<std::optional<Ticket>> ticket =
-        core_.tiers().TryFetchAsync(reads_, {.target = Tier::kDram, .deadline = RoundDeadline()});
+    absl::StatusOr<std::optional<Ticket>> ticket = core_.tiers().TryFetchAsync(
+        reads_, {.target = core_.far_tier(), .deadline = RoundDeadline()});
     if (!ticket.ok()) return ticket.status();
     if (!ticket->has_value()) break;
     tickets_[(first_ticket_ + ticket_count_) % kRoundsAhead] = **std::move(ticket);
@@ -96,7 +98,7 @@ absl::StatusOr<Lease> AttendPass::AwaitRound(absl::Span<AttendPass* const> batch
     const absl::Duration patience = std::clamp(RoundDeadline() - absl::Now(), absl::ZeroDuration(),
                                                RuntimeCore::kLeasePatience);
     absl::StatusOr<Lease> lease =
-        core_.tiers().Fetch(reads_, {.target = Tier::kDram,
+        core_.tiers().Fetch(reads_, {.target = core_.far_tier(),
                                      .deadline = RoundDeadline(),
                                      .lease_patience = waits ? patience : absl::ZeroDuration()});
     if (lease.ok()) {
@@ -126,7 +128,7 @@ absl::Status AttendPass::AttendBlocks(absl::Span<AttendPass* const> batch) {
     }
     if (!lease.ok()) return lease.status();
     if (absl::Status status = RequestRounds(); !status.ok()) return status;
-    AttendRound(*lease);
+    if (absl::Status status = AttendRound(*lease); !status.ok()) return status;
     attended_ += lease->size();
     attend_seconds_ += absl::ToDoubleSeconds(absl::Now() - arrived);
   }
@@ -143,7 +145,7 @@ void AttendPass::SkipLateRound() {
   requested_ = attended_;
 }
 
-void AttendPass::AttendRound(const Lease& lease) {
+absl::Status AttendPass::AttendRound(const Lease& lease) {
   const size_t head_dim = core_.shape().head_dim;
   const size_t tokens = core_.block_tokens();
   const size_t sinks = core_.options().sink_tokens;
@@ -176,12 +178,19 @@ void AttendPass::AttendRound(const Lease& lease) {
                      .out = absl::MakeSpan(head.part_out),
                      .lse = absl::MakeSpan(head.part_lse)});
   }
-  attention_->Run(jobs_);
+  if (device_ != nullptr) {
+    absl::Status status = StartOnDevice();
+    if (status.ok()) status = FinishOnDevice();
+    if (!status.ok()) return status;
+  } else {
+    attention_->Run(jobs_);
+  }
   for (Head& head : heads_) {
     if (head.parts.empty()) continue;
     MergePartials(head_dim, head.part_out, head.part_lse, absl::MakeSpan(head.out),
                   absl::MakeSpan(head.lse));
   }
+  return absl::OkStatus();
 }
 
 void AttendPass::CountBlock(const FarBlock& block, const LeasedBlock& leased) {
@@ -229,7 +238,8 @@ void AttendPass::PrefetchNextLayer() {
   remembered.assign(far_.begin(),
                     far_.begin() + static_cast<ptrdiff_t>(std::min(far_.size(), round_blocks_)));
   const size_t next = (layer_ + 1) % core_.shape().layers;
-  if (core_.options().tiers.nvme_bytes == 0 || next == layer_) return;
+  const bool one_tier = core_.options().tiers.nvme_bytes == 0 && device_ == nullptr;
+  if (one_tier || next == layer_) return;
   const size_t blocks = context_->SealedColumns(next).size();
   const ClusterLookup* const lookup = context_->index_->clusters(next);
   const size_t clusters = lookup != nullptr ? lookup->columns() : 0;
@@ -237,7 +247,7 @@ void AttendPass::PrefetchNextLayer() {
   for (const FarBlock& block : context_->last_blocks_[next]) {
     if (block.column < (block.is_cluster ? clusters : blocks)) hints_.push_back(IdOf(block, next));
   }
-  core_.tiers().Prefetch(hints_, Tier::kDram);
+  core_.tiers().Prefetch(hints_, core_.far_tier());
 }
 
 }  // namespace terrace

@@ -130,13 +130,19 @@ void AttendPass::AttendTokens() {
     accumulator.Finish(outs.subspan(number * rows_ * head_dim, rows_ * head_dim),
                        lses.subspan(number * rows_, rows_));
   });
+  attend_seconds_ += absl::ToDoubleSeconds(absl::Now() - start);
+}
+
+void AttendPass::MergeTokens() {
+  const size_t head_dim = core_.shape().head_dim;
+  const absl::Span<const float> outs = absl::MakeConstSpan(token_out_);
+  const absl::Span<const float> lses = absl::MakeConstSpan(token_lse_);
   for (size_t number = 0; number < token_pieces_.size(); ++number) {
     Head& head = heads_[token_pieces_[number].kv_head];
     MergePartials(head_dim, outs.subspan(number * rows_ * head_dim, rows_ * head_dim),
                   lses.subspan(number * rows_, rows_), absl::MakeSpan(head.out),
                   absl::MakeSpan(head.lse));
   }
-  attend_seconds_ += absl::ToDoubleSeconds(absl::Now() - start);
 }
 
 // What was estimated is what the call may have got wrong.

@@ -7,10 +7,7 @@ namespace terrace {
 
 // The window is one job for each head and group of queries. What is outside but not in a block yet,
 // and the sinks, join it where queries are the same for both; else they are a job of their own.
-void AttendPass::AttendLocally() {
-  const TimelineSpan span(core_.timeline(), "attend locally", {"layer", layer_});
-  const absl::Time start = absl::Now();
-  const size_t head_dim = core_.shape().head_dim;
+void AttendPass::ListLocalJobs() {
   jobs_.clear();
   for (Head& head : heads_) {
     head.parts.clear();
@@ -20,7 +17,53 @@ void AttendPass::AttendLocally() {
   for (size_t head = 0; head < heads_.size(); ++head) {
     for (const QueryGroup& group : groups_) AddLocalJobs(head, group);
   }
-  attention_->Run(jobs_);
+}
+
+absl::Status AttendPass::BeginLocally() {
+  if (device_ == nullptr) return absl::OkStatus();
+  const TimelineSpan span(core_.timeline(), "start locally", {"layer", layer_});
+  const absl::Time start = absl::Now();
+  const DeviceTails& mirror = *core_.device_tails();
+  absl::Status status = mirror.Bring(context_->tail_, layer_, device_scratch_);
+  if (status.ok()) {
+    ListLocalJobs();
+    for (Head& head : heads_) {
+      for (AttentionPart& part : head.parts) part.run = mirror.Mirrored(part.run);
+    }
+    status = StartOnDevice();
+  }
+  attend_seconds_ += absl::ToDoubleSeconds(absl::Now() - start);
+  return status;
+}
+
+absl::Status AttendPass::StartOnDevice() {
+  device_begin_ = Timeline::Now();
+  return device_->Start(jobs_);
+}
+
+// The device begins about when Start returns and takes as long as it says; what is emulated works
+// in Finish, where spans of threads show it.
+absl::Status AttendPass::FinishOnDevice() {
+  const bool started = device_->started();
+  const absl::Status status = device_->Finish();
+  const auto busy = static_cast<int64_t>(1e9 * device_->device_seconds());
+  if (started && status.ok() && busy > 0 && core_.timeline() != nullptr) {
+    core_.timeline()->Record(device_track_, "attention", device_begin_, device_begin_ + busy,
+                             {"layer", layer_}, {"jobs", jobs_.size()});
+  }
+  return status;
+}
+
+absl::Status AttendPass::AttendLocally() {
+  const TimelineSpan span(core_.timeline(), "attend locally", {"layer", layer_});
+  const absl::Time start = absl::Now();
+  const size_t head_dim = core_.shape().head_dim;
+  if (device_ != nullptr) {
+    if (absl::Status status = FinishOnDevice(); !status.ok()) return status;
+  } else {
+    ListLocalJobs();
+    attention_->Run(jobs_);
+  }
   if (std::any_of(heads_.begin(), heads_.end(), WantsMasses)) {
     core_.compute().ForEach(heads_.size(), [&](size_t head, size_t worker) {
       if (WantsMasses(heads_[head])) AddMasses(head, worker);
@@ -33,6 +76,7 @@ void AttendPass::AttendLocally() {
     }
   }
   attend_seconds_ += absl::ToDoubleSeconds(absl::Now() - start);
+  return absl::OkStatus();
 }
 
 void AttendPass::AddLocalJobs(size_t kv_head, const QueryGroup& group) {

@@ -23,18 +23,30 @@ absl::StatusOr<std::unique_ptr<AttendPass>> AttendPass::Create(RuntimeCore& core
   auto attention = ParallelAttention::Create(
       {.head_dim = core.shape().head_dim, .threads = core.compute().threads()});
   if (!attention.ok()) return attention.status();
-  return std::unique_ptr<AttendPass>(new AttendPass(core, *std::move(attention)));
+  std::unique_ptr<DeviceAttention> device;
+  if (core.device_tails() != nullptr) {
+    auto made = core.MakeDeviceAttention();
+    if (!made.ok()) return made.status();
+    device = *std::move(made);
+  }
+  return std::unique_ptr<AttendPass>(
+      new AttendPass(core, *std::move(attention), std::move(device)));
 }
 
-AttendPass::AttendPass(RuntimeCore& core, std::unique_ptr<ParallelAttention> attention)
+AttendPass::AttendPass(RuntimeCore& core, std::unique_ptr<ParallelAttention> attention,
+                       std::unique_ptr<DeviceAttention> device)
     : core_(core),
       heads_(core.shape().kv_heads),
       token_(size_t{core.shape().query_heads} * core.shape().head_dim),
       cosines_(core.shape().head_dim / 2),
       sines_(core.shape().head_dim / 2),
-      attention_(std::move(attention)) {
+      attention_(std::move(attention)),
+      device_(std::move(device)) {
   // What grows with the context has room for the longest there can be, so that a decode step does
   // not allocate when one more block was sealed.
+  if (device_ != nullptr && core.timeline() != nullptr) {
+    device_track_ = core.timeline()->Track("HBM attention");
+  }
   const size_t columns = core.columns().options().columns;
   for (Head& head : heads_) {
     head.summaries.reserve(columns);
@@ -168,6 +180,7 @@ absl::Status AttendPass::TakeQueries(const AttendInput& input) {
 
 void AttendPass::Run(RuntimeCore& core, absl::Span<AttendPass* const> passes) {
   const size_t heads = core.shape().kv_heads;
+  for (AttendPass* const pass : passes) pass->status_ = pass->BeginLocally();
   const absl::Time start = absl::Now();
   TimelineSpan lookup_span(core.timeline(), "lookup", {"contexts", passes.size()});
   core.compute().ForEach(passes.size() * heads, [&](size_t job, size_t worker) {
@@ -180,13 +193,17 @@ void AttendPass::Run(RuntimeCore& core, absl::Span<AttendPass* const> passes) {
     pass->ShareChoices();
     pass->ListBlocks();
     pass->deadline_ = absl::Now() + pass->patience_;
-    pass->status_ = pass->RequestRounds();
+    if (pass->status_.ok()) pass->status_ = pass->RequestRounds();
   }
-  for (AttendPass* const pass : passes) pass->AttendLocally();
+  for (AttendPass* const pass : passes) {
+    if (pass->device_ != nullptr && pass->status_.ok()) pass->AttendTokens();
+    pass->status_.Update(pass->AttendLocally());
+  }
   for (AttendPass* const pass : passes) {
     if (pass->status_.ok()) pass->status_ = pass->AttendBlocks(passes);
     if (pass->status_.ok()) {
-      pass->AttendTokens();
+      if (pass->device_ == nullptr) pass->AttendTokens();
+      pass->MergeTokens();
       pass->EstimateClusters();
       pass->Finish();
     } else {

@@ -13,6 +13,8 @@
 #include "index/key_index.h"
 #include "runtime/attention_parallel.h"
 #include "runtime/context.h"
+#include "runtime/device_attention.h"
+#include "runtime/device_tails.h"
 #include "runtime/lookup_policy.h"
 #include "runtime/runtime.h"
 #include "runtime/runtime_core.h"
@@ -28,6 +30,9 @@ namespace terrace {
 //   4. round by round, they attend to the blocks that came while the next round is on its way, then
 //      to tokens that indexes found, and estimate clusters that were left out;
 //   5. the parts merge by log-sum-exp.
+//
+// With an HBM tier, its device attends to sinks, window and blocks. Then 3 starts before 1, and the
+// CPU attends to what indexes found in DRAM while the device is at work.
 //
 // The result depends on the call, the state of the context and the options of the runtime, not on
 // the number of threads or on what is in which tier. Belongs to one thread at a time; the compute
@@ -50,6 +55,10 @@ class AttendPass {
   // Of one fetch: enough to be worth dividing among threads.
   static constexpr size_t kMaxRoundBlocks = 512;
   static constexpr size_t kMaxRoundBytes = size_t{4} << 20;
+  // Of what a device attends to, which is worth a launch.
+  static constexpr size_t kMaxDeviceRoundBytes = size_t{32} << 20;
+  // And a bus needs little ahead, while each launch takes as long as some megabytes do there.
+  static constexpr size_t kDeviceRoundsAhead = 4;
   // Fetches on their way at once: 96 MiB of the usual blocks keep any disk busy, even one that
   // completes many requests at a time, while what came is verified and attended to.
   static constexpr size_t kRoundsAhead = 24;
@@ -107,7 +116,14 @@ class AttendPass {
   void Finish() ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
   // attend_local.cc
-  void AttendLocally() ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  // Starts the attention to sinks and window, where it runs in HBM, which AttendLocally then
+  // waits for.
+  absl::Status BeginLocally() ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  absl::Status AttendLocally() ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  void ListLocalJobs() ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  // Those of device_, with a span on its track of the timeline.
+  absl::Status StartOnDevice();
+  absl::Status FinishOnDevice();
   void AddLocalJobs(size_t kv_head, const QueryGroup& group) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   static bool WantsMasses(const Head& head) {
     return head.policy->looks_up() && head.policy->summary()->wants_masses();
@@ -128,6 +144,7 @@ class AttendPass {
   void UseIndexes(size_t layer) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void LookupInIndex(size_t kv_head) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void AttendTokens() ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  void MergeTokens();
   void EstimateClusters() ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
   // attend_blocks.cc
@@ -140,7 +157,7 @@ class AttendPass {
   absl::StatusOr<Lease> AwaitRound(absl::Span<AttendPass* const> batch)
       ABSL_NO_THREAD_SAFETY_ANALYSIS;
   absl::Status AttendBlocks(absl::Span<AttendPass* const> batch);
-  void AttendRound(const Lease& lease) ABSL_NO_THREAD_SAFETY_ANALYSIS;
+  absl::Status AttendRound(const Lease& lease) ABSL_NO_THREAD_SAFETY_ANALYSIS;
   // Leaves the clusters of the round at hand to estimation.
   void SkipLateRound();
   void CountBlock(const FarBlock& block, const LeasedBlock& leased) ABSL_NO_THREAD_SAFETY_ANALYSIS;
@@ -153,7 +170,8 @@ class AttendPass {
   BlockId IdOf(const FarBlock& block, size_t layer) const ABSL_NO_THREAD_SAFETY_ANALYSIS;
   void PrefetchNextLayer() ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
-  AttendPass(RuntimeCore& core, std::unique_ptr<ParallelAttention> attention);
+  AttendPass(RuntimeCore& core, std::unique_ptr<ParallelAttention> attention,
+             std::unique_ptr<DeviceAttention> device);
 
   RuntimeCore& core_;
   // Of the request.
@@ -171,6 +189,10 @@ class AttendPass {
   std::vector<float> cosines_;
   std::vector<float> sines_;
   std::unique_ptr<ParallelAttention> attention_;
+  std::unique_ptr<DeviceAttention> device_;  // null where attention runs in DRAM
+  DeviceTails::Scratch device_scratch_;
+  TimelineTrack device_track_ = {};  // where there are a device and a timeline
+  int64_t device_begin_ = 0;
   std::vector<AttentionJob> jobs_;
 
   absl::Duration patience_;  // with clusters

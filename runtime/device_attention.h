@@ -22,6 +22,8 @@ class DeviceAttention {
     // Rows of a job that are reserved for; more make it reserve anew.
     size_t usual_rows = 8;
     size_t threads = 1;  // of the host form
+    // About how many pieces a batch is cut into, of the CUDA form; 0: as suits the device.
+    size_t pieces = 0;
   };
 
   virtual ~DeviceAttention() = default;
@@ -34,6 +36,9 @@ class DeviceAttention {
   virtual absl::Status Finish() = 0;
   // Whether something was started and not finished.
   virtual bool started() const = 0;
+  // How long the device computed what was finished last, without the copies of queries and results;
+  // 0 of the host form.
+  virtual double device_seconds() const { return 0; }
 };
 
 // On a CUDA device. kUnavailable where the library was built without CUDA or no device answers.

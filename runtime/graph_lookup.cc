@@ -43,7 +43,9 @@ absl::Status GraphLookup::Extend(absl::Span<const ColumnIndex> columns, size_t e
     std::unique_ptr<GraphIndex>& index = indexes_[kv_head];
     absl::Status status;
     if (index == nullptr) {
-      auto made = MakeGraphIndex({});
+      GraphOptions options;
+      options.neighbours = core_.neighbours();
+      auto made = MakeGraphIndex(options);
       if (!made.ok()) return made.status();
       status = (*made)->Build(keys, samples[kv_head].Rows(), core_.compute());
       if (status.ok()) index = *std::move(made);

@@ -76,10 +76,12 @@ TierManager& Runtime::tiers() { return core_->tiers(); }
 
 RuntimeStats Runtime::Stats() const {
   const ColumnTable& columns = core_->columns();
+  const NeighbourSearch* const neighbours = core_->neighbours();
   return {.tiers = core_->tiers().Stats(),
           .window_bytes = core_->window_bytes(),
           .summary_bytes = columns.memory_bytes(),
           .index_bytes = core_->index_bytes(),
+          .neighbours = neighbours != nullptr ? neighbours->counts() : NeighbourSearch::Counts(),
           .columns = columns.used(),
           .column_capacity = columns.options().columns};
 }

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "index/neighbour_search.h"
 #include "runtime/context.h"
 #include "runtime/runtime_options.h"
 #include "tiers/tier_manager.h"
@@ -37,7 +38,9 @@ struct RuntimeStats {
   uint64_t window_bytes = 0;   // reserved for sinks and windows, beside the tiers
   uint64_t summary_bytes = 0;  // reserved for what lookups keep of blocks
   uint64_t index_bytes = 0;    // of graphs and clusters, of RuntimeOptions::IndexBytes
-  size_t columns = 0;          // of all contexts and cached prefixes
+  // Of the keys of sample queries, on a device; none where the CPU does them all.
+  NeighbourSearch::Counts neighbours;
+  size_t columns = 0;  // of all contexts and cached prefixes
   size_t column_capacity = 0;
 };
 

@@ -1,12 +1,15 @@
 #include "runtime/runtime_core.h"
 
+#include <algorithm>
 #include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "io/check.h"
+#include "io/cuda_copy_engine.h"
 #include "runtime/attend_pass.h"
 #include "runtime/context.h"
+#include "runtime/cuda_neighbours.h"
 #include "runtime/prefix_cache.h"
 #include "runtime/saved_contexts.h"
 #include "xxhash.h"
@@ -38,9 +41,8 @@ absl::StatusOr<std::unique_ptr<RuntimeCore>> RuntimeCore::Open(RuntimeOptions op
   if (absl::Status status = core->MakePolicies(); !status.ok()) return status;
   const uint64_t fixed_bytes = core->options_.tiers.dram_bytes + core->options_.IndexBytes();
   if (absl::Status status = core->Reserve(fixed_bytes); !status.ok()) return status;
-  auto tiers = TierManager::Open(core->options_.tiers, std::move(parts));
-  if (!tiers.ok()) return tiers.status();
-  core->tiers_ = *std::move(tiers);
+  if (absl::Status status = core->OpenTiers(std::move(parts)); !status.ok()) return status;
+  core->MakeNeighbours();
   if (absl::Status status = core->MakeMemory(); !status.ok()) return status;
   if (absl::Status status = core->Reserve(core->window_bytes()); !status.ok()) return status;
   core->chain_root_ = ChainRoot(core->options_.tiers.model_fingerprint, /*space=*/0);
@@ -52,10 +54,7 @@ absl::StatusOr<std::unique_ptr<RuntimeCore>> RuntimeCore::Open(RuntimeOptions op
 RuntimeCore::RuntimeCore(RuntimeOptions options, Rope rope)
     : options_(std::move(options)),
       rope_(std::move(rope)),
-      tail_layout_({.shape = options_.shape,
-                    .capacity_tokens = options_.window_tokens + options_.tokens_per_block +
-                                       options_.max_append_tokens,
-                    .sink_tokens = options_.sink_tokens}),
+      tail_layout_(TailLayoutOf(options_)),
       compute_(options_.threads) {
   std::random_device random;
   const auto word = [&] { return (uint64_t{random()} << 32) | random(); };
@@ -88,6 +87,42 @@ absl::Status RuntimeCore::MakePolicies() {
   return absl::OkStatus();
 }
 
+// Of the HBM, windows take their part first.
+absl::Status RuntimeCore::OpenTiers(TierManager::Parts parts) {
+  TierManagerOptions options = options_.tiers;
+  if (parts.copy_engine == nullptr && options.hbm_bytes > 0 &&
+      options.hbm_device == HbmDevice::kCuda) {
+    auto engine = MakeCudaCopyEngine(
+        {.device = options.cuda_device, .pool_bytes = static_cast<size_t>(options.hbm_bytes)});
+    if (!engine.ok()) return engine.status();
+    parts.copy_engine = *std::move(engine);
+  }
+  options.hbm_bytes -= options_.HbmWindowBytes();
+  auto tiers = TierManager::Open(options, std::move(parts));
+  if (!tiers.ok()) return tiers.status();
+  tiers_ = *std::move(tiers);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<DeviceAttention>> RuntimeCore::MakeDeviceAttention() const {
+  const DeviceAttention::Options options = {.head_dim = options_.shape.head_dim,
+                                            .usual_rows = options_.shape.group(),
+                                            .threads = compute_.threads()};
+  return tiers_->copy_engine().is_host() ? MakeHostDeviceAttention(options)
+                                         : MakeCudaAttention(options, options_.tiers.cuda_device);
+}
+
+void RuntimeCore::MakeNeighbours() {
+  const TierManagerOptions& tiers = options_.tiers;
+  const bool has_graphs = std::any_of(policies_.begin(), policies_.end(), [](const auto& policy) {
+    return policy->kind() == LookupKind::kGraph;
+  });
+  if (!has_graphs || tiers.hbm_bytes == 0 || tiers.hbm_device != HbmDevice::kCuda) return;
+  // The CPU builds the same graphs, so a device without cuBLAS or memory for it is no error.
+  auto neighbours = MakeCudaNeighbours(tiers.cuda_device);
+  if (neighbours.ok()) neighbours_ = *std::move(neighbours);
+}
+
 absl::Status RuntimeCore::MakeMemory() {
   constexpr size_t kCacheLine = 64;
   std::vector<size_t> summary_bytes;
@@ -111,11 +146,15 @@ absl::Status RuntimeCore::MakeMemory() {
   if (!columns.ok()) return columns.status();
   columns_ = *std::move(columns);
 
-  const size_t tail_bytes =
-      PageAlignUp(tail_layout_.bytes() + options_.shape.kv_heads * options_.BlockBytes());
+  const size_t tail_bytes = TailBytes(options_);
   auto tails = AlignedBuffer::Create(options_.active_contexts * tail_bytes);
   if (!tails.ok()) return tails.status();
   tails_ = *std::move(tails);
+  if (options_.tiers.hbm_bytes > 0) {
+    auto mirror = DeviceTails::Create(tiers_->copy_engine(), tails_.span());
+    if (!mirror.ok()) return mirror.status();
+    device_tails_ = *std::move(mirror);
+  }
   const size_t rows = options_.max_append_tokens * options_.shape.group();
   for (size_t i = 0; i < compute_.threads(); ++i) {
     auto accumulator = AttentionAccumulator::Create(rows, options_.shape.head_dim);

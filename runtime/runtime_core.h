@@ -15,9 +15,12 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "index/compute_pool.h"
+#include "index/neighbour_search.h"
 #include "io/aligned_buffer.h"
 #include "runtime/attention.h"
 #include "runtime/column_table.h"
+#include "runtime/device_attention.h"
+#include "runtime/device_tails.h"
 #include "runtime/lookup_policy.h"
 #include "runtime/rope.h"
 #include "runtime/runtime_options.h"
@@ -53,8 +56,16 @@ class RuntimeCore {
   SavedContexts& saved() { return *saved_; }
   const ColumnKey& chain_root() const { return chain_root_; }
   ComputePool& compute() { return compute_; }
+  // What builds graphs faster than compute(), where HBM is on a device that does; null elsewhere.
+  NeighbourSearch* neighbours() const { return neighbours_.get(); }
   const Rope& rope() const { return rope_; }
   const TailLayout& tail_layout() const { return tail_layout_; }
+  // Where tails are mirrored for attention in HBM; null without such a tier.
+  const DeviceTails* device_tails() const { return device_tails_.get(); }
+  // Where blocks are attended to.
+  Tier far_tier() const { return device_tails_ != nullptr ? Tier::kHbm : Tier::kDram; }
+  // Attention in HBM. Errors of MakeCudaAttention and MakeHostDeviceAttention.
+  absl::StatusOr<std::unique_ptr<DeviceAttention>> MakeDeviceAttention() const;
   const LookupPolicy& policy(size_t layer, size_t kv_head) const {
     return *policies_[layer * options_.shape.kv_heads + kv_head];
   }
@@ -102,7 +113,9 @@ class RuntimeCore {
  private:
   explicit RuntimeCore(RuntimeOptions options, Rope rope);
   absl::Status MakePolicies();
+  absl::Status OpenTiers(TierManager::Parts parts);
   absl::Status MakeMemory();
+  void MakeNeighbours();
   absl::Status Summarise(ColumnIndex column);
   // Takes bytes of the memory that is shared with others, if any is.
   absl::Status Reserve(uint64_t bytes);
@@ -113,12 +126,14 @@ class RuntimeCore {
   TailLayout tail_layout_;
   std::vector<std::unique_ptr<LookupPolicy>> policies_;  // [layers, kv_heads]
   ComputePool compute_;
+  std::unique_ptr<NeighbourSearch> neighbours_;
   std::vector<AttentionAccumulator> accumulators_;  // [threads]
   std::unique_ptr<TierManager> tiers_;
   std::unique_ptr<ColumnTable> columns_;
   std::unique_ptr<SavedContexts> saved_;
   ColumnKey chain_root_;  // of prefixes
   AlignedBuffer tails_;
+  std::unique_ptr<DeviceTails> device_tails_;
 
   mutable absl::Mutex mu_;
   uint64_t index_bytes_ ABSL_GUARDED_BY(mu_) = 0;

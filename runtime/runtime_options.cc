@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "io/aligned_buffer.h"
+#include "runtime/tail.h"
 
 namespace terrace {
 namespace {
@@ -75,6 +76,10 @@ const LookupOptions& RuntimeOptions::LookupOf(uint32_t layer, uint32_t kv_head) 
   return lookup;
 }
 
+uint64_t RuntimeOptions::HbmWindowBytes() const {
+  return tiers.hbm_bytes > 0 ? active_contexts * TailBytes(*this) : 0;
+}
+
 absl::Status RuntimeOptions::Validate() const {
   if (absl::Status status = shape.Validate(); !status.ok()) return status;
   for (const absl::Status& status :
@@ -95,6 +100,14 @@ absl::Status RuntimeOptions::Validate() const {
     return absl::InvalidArgumentError(absl::StrCat(
         "tiers.dram_bytes: ", tiers.dram_bytes, " is less than one block of ", BlockBytes(),
         " bytes for each of the ", shape.kv_heads, " KV heads of a layer"));
+  }
+  const uint64_t windows = HbmWindowBytes();
+  const uint64_t least = windows + BlockBytes() * shape.kv_heads;
+  if (tiers.hbm_bytes > 0 && tiers.hbm_bytes < least) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "tiers.hbm_bytes: ", tiers.hbm_bytes, " is less than ", least, ": the windows of ",
+        active_contexts, " active_contexts take ", windows, ", and one block of ", BlockBytes(),
+        " bytes for each of the ", shape.kv_heads, " KV heads of a layer comes beside them"));
   }
   TierManagerOptions completed = tiers;
   completed.block_bytes = BlockBytes();

@@ -30,6 +30,11 @@ struct RuntimeOptions {
   // The memories that blocks are kept in; tiers.dram_bytes is needed. block_bytes and
   // model_fingerprint follow from the shape and are set by Open. With tiers.reuse, saved contexts
   // and cached prefixes of an earlier run are there again.
+  //
+  // With tiers.hbm_bytes, attention runs in HBM, on the device of tiers.hbm_device: over sinks and
+  // windows, which come out of hbm_bytes (HbmWindowBytes) and are there besides in host memory, and
+  // over blocks, which lookups bring there. Keys that graph or cluster found one by one stay in
+  // DRAM, where the CPU attends to them meanwhile.
   TierManagerOptions tiers = {};
 
   // Where tiers.dram_bytes, the windows and index_bytes come from, as the client "kv", where they
@@ -71,6 +76,8 @@ struct RuntimeOptions {
   uint64_t IndexBytes() const {
     return index_bytes > 0 ? index_bytes : tiers.dram_bytes / 4 + tiers.nvme_bytes / 10;
   }
+  // What sinks and windows of active_contexts take of tiers.hbm_bytes, if that is not 0.
+  uint64_t HbmWindowBytes() const;
   // The bytes of a block.
   size_t BlockBytes() const { return shape.BlockBytes(tokens_per_block); }
   const LookupOptions& LookupOf(uint32_t layer, uint32_t kv_head) const;

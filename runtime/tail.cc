@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "index/kv_convert.h"
+#include "io/aligned_buffer.h"
 #include "io/check.h"
 
 namespace terrace {
@@ -21,6 +22,17 @@ size_t TailLayout::head_bytes() const {
          Aligned(capacity_tokens * sizeof(float));
 }
 
+TailLayout TailLayoutOf(const RuntimeOptions& options) {
+  return {.shape = options.shape,
+          .capacity_tokens =
+              options.window_tokens + options.tokens_per_block + options.max_append_tokens,
+          .sink_tokens = options.sink_tokens};
+}
+
+size_t TailBytes(const RuntimeOptions& options) {
+  return PageAlignUp(TailLayoutOf(options).bytes() + options.shape.kv_heads * options.BlockBytes());
+}
+
 Tail::Tail(const TailLayout& layout, const Rope& rope)
     : layout_(layout),
       rope_(rope),
@@ -28,6 +40,11 @@ Tail::Tail(const TailLayout& layout, const Rope& rope)
       row_(layout.shape.head_dim),
       cosines_(layout.shape.head_dim / 2),
       sines_(layout.shape.head_dim / 2) {}
+
+void Tail::Attach(std::byte* memory) {
+  memory_ = memory;
+  for (Layer& layer : layers_) layer.mirrored = layer.mirrored_sinks = 0;
+}
 
 Tail::Panels Tail::PanelsOf(size_t layer, size_t kv_head) const {
   TERRACE_CHECK(attached());
@@ -69,6 +86,7 @@ std::optional<Tail::BadElement> Tail::Append(size_t layer, const void* keys, con
       }
     }
   }
+  state.mirrored_sinks = std::min(state.mirrored_sinks, state.tokens);
   for (size_t head = 0; head < heads; ++head) {
     const Panels panels = PanelsOf(layer, head);
     FillRotated(panels, at, state.tokens, tokens);
@@ -122,6 +140,7 @@ void Tail::PopFront(size_t layer, size_t tokens) {
     std::memmove(panels.masses, panels.masses + tokens, left * sizeof(float));
   }
   state.first += static_cast<int64_t>(tokens);
+  state.mirrored = 0;
 }
 
 void Tail::OpenFront(size_t layer, size_t tokens) {
@@ -138,6 +157,13 @@ void Tail::OpenFront(size_t layer, size_t tokens) {
     std::memmove(panels.masses + tokens, panels.masses, held * sizeof(float));
   }
   state.first -= static_cast<int64_t>(tokens);
+  state.mirrored = 0;
+}
+
+void Tail::Truncate(size_t layer, int64_t tokens) {
+  Layer& state = layers_[layer];
+  state.tokens = tokens;
+  state.mirrored = std::min(state.mirrored, tokens);
 }
 
 void Tail::FillFront(size_t layer, size_t kv_head, size_t at, const std::byte* keys,
@@ -145,6 +171,8 @@ void Tail::FillFront(size_t layer, size_t kv_head, size_t at, const std::byte* k
   const Panels panels = PanelsOf(layer, kv_head);
   const size_t row = layout_.row_bytes();
   const int64_t position = layers_[layer].first + static_cast<int64_t>(at);
+  layers_[layer].mirrored = 0;
+  layers_[layer].mirrored_sinks = std::min(layers_[layer].mirrored_sinks, position);
   std::memcpy(panels.keys + at * row, keys, tokens * row);
   std::memcpy(panels.values + at * row, values, tokens * row);
   FillRotated(panels, at, position, tokens);
@@ -160,6 +188,7 @@ void Tail::CopyFrom(const Tail& other, int64_t tokens) {
     TERRACE_CHECK(tokens <= state.tokens);
     state.first = std::min(state.first, tokens);
     state.tokens = tokens;
+    state.mirrored = state.mirrored_sinks = 0;
     const auto held = static_cast<size_t>(state.tokens - state.first);
     const auto sinks = std::min<size_t>(layout_.sink_tokens, static_cast<size_t>(state.tokens));
     for (size_t head = 0; head < layout_.shape.kv_heads; ++head) {
@@ -206,8 +235,35 @@ KvRun Tail::Sinks(size_t layer, size_t kv_head, size_t tokens) const {
 
 void Tail::FillSinks(size_t layer, size_t kv_head, const std::byte* keys, const std::byte* values) {
   const Panels panels = PanelsOf(layer, kv_head);
+  layers_[layer].mirrored_sinks = 0;
   std::memcpy(panels.sink_keys, keys, layout_.sink_tokens * layout_.row_bytes());
   std::memcpy(panels.sink_values, values, layout_.sink_tokens * layout_.row_bytes());
+}
+
+void Tail::ListChanges(size_t layer, std::vector<Range>& changes) const {
+  const Layer& state = layers_[layer];
+  const int64_t sinks = std::min(static_cast<int64_t>(layout_.sink_tokens), state.tokens);
+  const int64_t begin = std::max(state.mirrored, state.first);
+  const auto add = [&](const std::byte* panel, int64_t from, int64_t to) {
+    if (panel == nullptr || from >= to) return;
+    const size_t row = layout_.row_bytes();
+    const size_t offset = static_cast<size_t>(panel - memory_) + static_cast<size_t>(from) * row;
+    changes.push_back({.offset = offset, .bytes = static_cast<size_t>(to - from) * row});
+  };
+  for (size_t head = 0; head < layout_.shape.kv_heads; ++head) {
+    const Panels panels = PanelsOf(layer, head);
+    add(panels.sink_keys, state.mirrored_sinks, sinks);
+    add(panels.sink_values, state.mirrored_sinks, sinks);
+    for (const std::byte* panel : {panels.keys, panels.values, panels.rotated}) {
+      add(panel, begin - state.first, state.tokens - state.first);
+    }
+  }
+}
+
+void Tail::SetMirrored(size_t layer) {
+  Layer& state = layers_[layer];
+  state.mirrored = state.tokens;
+  state.mirrored_sinks = std::min(static_cast<int64_t>(layout_.sink_tokens), state.tokens);
 }
 
 absl::Span<float> Tail::Masses(size_t layer, size_t kv_head, int64_t from, int64_t to) const {

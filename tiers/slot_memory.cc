@@ -46,6 +46,13 @@ absl::StatusOr<std::unique_ptr<SlotMemory>> SlotMemory::Create(
   memory->transit_ = *std::move(transit);
   memory->bases_[static_cast<size_t>(Pool::kDram)] = memory->dram_.data();
   memory->bases_[static_cast<size_t>(Pool::kTransit)] = memory->transit_.data();
+  if (bytes(Pool::kHbm) == 0) return memory;
+  for (const auto& [pool, what] :
+       {std::pair(Pool::kDram, "DRAM tier"), std::pair(Pool::kTransit, "staging pool")}) {
+    auto pinned = memory->copy_engine_->Pin(memory->HostMemory(pool));
+    if (!pinned.ok()) return Annotate(pinned.status(), what, bytes(pool));
+    memory->pinned_[static_cast<size_t>(pool)] = *std::move(pinned);
+  }
   return memory;
 }
 
@@ -61,30 +68,19 @@ absl::Span<std::byte> SlotMemory::HostMemory(Pool pool) const {
   return {};
 }
 
-absl::Status SlotMemory::CopyAndWait(absl::Span<const Copy> batch) const {
-  const int64_t begin = timeline_ == nullptr ? 0 : Timeline::Now();
-  const absl::StatusOr<CopyTicket> ticket = copy_engine_->Submit(batch);
+absl::Status SlotMemory::CopyAndWait(const Copy& copy) const {
+  const int64_t begin = Timeline::Now();
+  const absl::StatusOr<CopyTicket> ticket = copy_engine_->Submit({&copy, 1});
   const absl::Status status = ticket.ok() ? copy_engine_->Wait(*ticket) : ticket.status();
-  if (timeline_ != nullptr) RecordCopies(batch, begin);
+  RecordCopies(copy.direction, 1, copy.bytes, begin);
   return status;
 }
 
-// From Submit to the end of Wait, so time in which the batch was queued behind others is in it.
-void SlotMemory::RecordCopies(absl::Span<const Copy> batch, int64_t begin) const {
-  const int64_t end = Timeline::Now();
-  for (const CopyDirection direction :
-       {CopyDirection::kHostToDevice, CopyDirection::kDeviceToHost}) {
-    uint64_t bytes = 0;
-    size_t copies = 0;
-    for (const Copy& copy : batch) {
-      if (copy.direction != direction) continue;
-      bytes += copy.bytes;
-      ++copies;
-    }
-    if (copies == 0) continue;
-    timeline_->Record(copy_tracks_[static_cast<size_t>(direction)], "copy", begin, end,
-                      {"bytes", bytes}, {"copies", copies});
-  }
+void SlotMemory::RecordCopies(CopyDirection direction, size_t copies, size_t bytes,
+                              int64_t begin) const {
+  if (timeline_ == nullptr || copies == 0) return;
+  timeline_->Record(copy_tracks_[static_cast<size_t>(direction)], "copy", begin, Timeline::Now(),
+                    {"bytes", bytes}, {"copies", copies});
 }
 
 }  // namespace terrace

@@ -16,13 +16,13 @@
 namespace terrace {
 
 // The bytes of the DRAM tier, of the transit pool (both arenas in host memory) and of the HBM tier
-// (an arena of the copy engine's device), cut into block-sized slots. Says nothing about what they
-// hold; SlotTable does. Immutable after Create, so thread-safe as far as callers keep to their
-// slots.
+// (an arena of the copy engine's device), cut into block-sized slots. Where there are slots in HBM
+// the arenas are pinned, for copies at the speed of the bus. Says nothing about what they hold;
+// SlotTable does. Immutable after Create, so thread-safe as far as callers keep to their slots.
 class SlotMemory {
  public:
-  // Copies are recorded in `timeline`, unless it is null. kResourceExhausted naming the tier whose
-  // memory could not be had.
+  // RecordCopies records in `timeline`, unless it is null. kResourceExhausted naming the tier whose
+  // memory could not be had or pinned.
   static absl::StatusOr<std::unique_ptr<SlotMemory>> Create(
       size_t block_bytes, const std::array<size_t, kPoolCount>& slots,
       std::unique_ptr<CopyEngine> copy_engine, std::shared_ptr<Timeline> timeline = {});
@@ -35,14 +35,16 @@ class SlotMemory {
   // All of the memory of a pool on the host; empty for kHbm.
   absl::Span<std::byte> HostMemory(Pool pool) const;
 
-  // Carries out a batch of copies, of which at most one side each is in HBM, and waits for it.
-  absl::Status CopyAndWait(absl::Span<const Copy> batch) const;
+  // Carries out a copy, of which one side is in HBM, and waits for it.
+  absl::Status CopyAndWait(const Copy& copy) const;
   CopyEngine& copy_engine() const { return *copy_engine_; }
+  // Records copies between host and HBM that were under way from `begin`, Timeline::Now() of then,
+  // until now: time in which they were queued behind others is in it.
+  void RecordCopies(CopyDirection direction, size_t copies, size_t bytes, int64_t begin) const;
 
  private:
   SlotMemory(size_t block_bytes, std::unique_ptr<CopyEngine> copy_engine,
              std::shared_ptr<Timeline> timeline);
-  void RecordCopies(absl::Span<const Copy> batch, int64_t begin) const;
 
   const size_t block_bytes_;
   const std::unique_ptr<CopyEngine> copy_engine_;
@@ -52,6 +54,8 @@ class SlotMemory {
   std::unique_ptr<DeviceMemory> hbm_;
   AlignedBuffer dram_;
   AlignedBuffer transit_;
+  // Ends before what it pins does.
+  std::array<std::unique_ptr<PinnedMemory>, kPoolCount> pinned_;
   std::array<std::byte*, kPoolCount> bases_ = {};
 };
 

@@ -178,7 +178,7 @@ absl::Status TierManager::FillFromCaller(const BlockWrite& block, Place place,
                      .destination = memory_->Address(place),
                      .bytes = block.bytes.size(),
                      .direction = CopyDirection::kHostToDevice};
-  return memory_->CopyAndWait({&copy, 1});
+  return memory_->CopyAndWait(copy);
 }
 
 // --- Blocks ---

@@ -191,6 +191,13 @@ class TierManager {
   // Blocks that one turn of work lands: enough to amortise the lock and the copy engine's start,
   // few enough that the first of them is not kept waiting for the last.
   static constexpr size_t kWorkBatch = 16;
+  // Copies between HBM and DRAM that start together: enough that the bus works much longer than it
+  // takes to start them and to be told of their end, and at most so many bytes, for what waits for
+  // the first of them.
+  static constexpr size_t kCopyBatch = 64;
+  static constexpr size_t kCopyBatchBytes = size_t{4} << 20;
+  // How many such batches a thread carries out before it looks what else there is to do.
+  static constexpr size_t kCopyTurns = 4;
 
   friend class Lease;
   friend class Ticket;
@@ -221,6 +228,7 @@ class TierManager {
     int tries = 0;
   };
   struct SealJob;
+  struct CopyBatch;
   using GroupBatch = absl::InlinedVector<IoRequest*, Placement::kWriteGroups>;
   // Requests that a thread waits for outside of any fill: superblocks, recovery, sync.
   struct Blocking {
@@ -326,7 +334,13 @@ class TierManager {
   void StartFlight(Place place, FlightBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool Verify(Flight& flight) const;
   void VerifyAndCopyUp(absl::Span<Flight* const> flights) ABSL_LOCKS_EXCLUDED(mu_);
+  // Copies between slots, two batches under way at a time; false when none were queued.
   bool RunCopies() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Takes a batch off the queue; false when there is none.
+  bool TakeCopies(CopyBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void StartCopies(CopyBatch& batch) const ABSL_LOCKS_EXCLUDED(mu_);
+  void FinishCopies(CopyBatch& batch) const ABSL_LOCKS_EXCLUDED(mu_);
+  void LandCopies(CopyBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Works or sleeps until something landed since landings_ was `seen`, which may have made room.
   // False when nothing is in flight that could.
   bool AwaitProgress(uint64_t seen, absl::Time deadline = absl::InfiniteFuture())

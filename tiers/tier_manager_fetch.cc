@@ -235,7 +235,7 @@ absl::Status TierManager::CopyToHost(const LeasedBlock& block, absl::Span<std::b
                      .destination = out.data(),
                      .bytes = block.bytes,
                      .direction = CopyDirection::kDeviceToHost};
-  return memory_->CopyAndWait({&copy, 1});
+  return memory_->CopyAndWait(copy);
 }
 
 }  // namespace terrace

@@ -161,38 +161,111 @@ bool TierManager::DoSomeWork(Lane* lane) {
   return true;
 }
 
-bool TierManager::RunCopies() {
-  absl::InlinedVector<Place, kWorkBatch> places;
-  absl::InlinedVector<Copy, kWorkBatch> copies;
-  const size_t queued = placement_->queued_copies();
-  while (places.size() < kWorkBatch) {
-    const std::optional<Place> place = placement_->NextCopy();
-    if (!place) break;
-    const Place source = placement_->table(place->pool).fill(place->slot).slot;
-    places.push_back(*place);
-    copies.push_back({.source = memory_->Address(source),
-                      .destination = memory_->Address(*place),
-                      .bytes = options_.block_bytes,
-                      .direction = place->pool == Pool::kHbm ? CopyDirection::kHostToDevice
-                                                             : CopyDirection::kDeviceToHost});
+// By route. Up and down are batches of their own for the copy engine, as what moves down only makes
+// room; the third is the way between slots in host memory, which is not the engine's.
+struct TierManager::CopyBatch {
+  struct Route {
+    absl::InlinedVector<Place, kCopyBatch> places;
+    absl::InlinedVector<Copy, kCopyBatch> copies;
+    int64_t begin = 0;  // of the timeline's clock
+    absl::StatusOr<CopyTicket> ticket;
+    absl::Status status;
+  };
+  Route up;
+  Route down;
+  Route in_host;
+
+  std::array<Route*, 3> routes() { return {&up, &down, &in_host}; }
+};
+
+bool TierManager::TakeCopies(CopyBatch& batch) {
+  for (CopyBatch::Route* route : batch.routes()) {
+    route->places.clear();
+    route->copies.clear();
   }
-  // A copy whose source was lost has failed, which others may wait for.
-  if (places.empty()) return placement_->queued_copies() < queued;
-  mu_.Unlock();
-  TimelineSpan span(timeline(), "copy", {"blocks", copies.size()});
-  const absl::Status copied = memory_->CopyAndWait(copies);
-  span.End();
-  mu_.Lock();
-  if (!copied.ok()) copy_error_ = copied;
-  for (const Place& place : places) {
-    if (copied.ok()) {
-      hbm_copied_bytes_ += options_.block_bytes;
-      placement_->FillLanded(place);
-    } else {
-      placement_->FillFailed(place, /*source_lost=*/false);
-    }
+  const size_t limit = std::clamp<size_t>(kCopyBatchBytes / options_.block_bytes, 1, kCopyBatch);
+  for (size_t taken = 0; taken < limit; ++taken) {
+    const std::optional<Place> place = placement_->NextCopy();
+    if (!place) return taken > 0;
+    const Place source = placement_->table(place->pool).fill(place->slot).slot;
+    const bool up = place->pool == Pool::kHbm;
+    CopyBatch::Route& route = up                          ? batch.up
+                              : source.pool == Pool::kHbm ? batch.down
+                                                          : batch.in_host;
+    route.places.push_back(*place);
+    route.copies.push_back(
+        {.source = memory_->Address(source),
+         .destination = memory_->Address(*place),
+         .bytes = options_.block_bytes,
+         .direction = up ? CopyDirection::kHostToDevice : CopyDirection::kDeviceToHost});
   }
   return true;
+}
+
+void TierManager::StartCopies(CopyBatch& batch) const {
+  CopyEngine& engine = memory_->copy_engine();
+  batch.up.begin = batch.down.begin = Timeline::Now();
+  if (!batch.up.copies.empty()) {
+    batch.up.ticket = engine.Submit(batch.up.copies, CopyPriority::kDemand);
+  }
+  if (!batch.down.copies.empty()) {
+    batch.down.ticket = engine.Submit(batch.down.copies, CopyPriority::kOffload);
+  }
+  for (const Copy& copy : batch.in_host.copies) {
+    std::memcpy(copy.destination, copy.source, copy.bytes);
+  }
+}
+
+void TierManager::FinishCopies(CopyBatch& batch) const {
+  for (CopyBatch::Route* route : {&batch.up, &batch.down}) {
+    if (route->copies.empty()) continue;
+    route->status =
+        route->ticket.ok() ? memory_->copy_engine().Wait(*route->ticket) : route->ticket.status();
+    memory_->RecordCopies(
+        route == &batch.up ? CopyDirection::kHostToDevice : CopyDirection::kDeviceToHost,
+        route->copies.size(), route->copies.size() * options_.block_bytes, route->begin);
+  }
+}
+
+void TierManager::LandCopies(CopyBatch& batch) {
+  for (CopyBatch::Route* route : batch.routes()) {
+    if (route->places.empty()) continue;
+    if (!route->status.ok()) copy_error_ = route->status;
+    for (const Place& place : route->places) {
+      if (route->status.ok()) {
+        placement_->FillLanded(place);
+      } else {
+        placement_->FillFailed(place, /*source_lost=*/false);
+      }
+    }
+    if (route->status.ok() && route != &batch.in_host) {
+      hbm_copied_bytes_ += route->places.size() * options_.block_bytes;
+    }
+  }
+}
+
+bool TierManager::RunCopies() {
+  std::array<CopyBatch, 2> batches;
+  const size_t queued = placement_->queued_copies();
+  // A copy whose source was lost has failed, which others may wait for.
+  if (!TakeCopies(batches[0])) return placement_->queued_copies() < queued;
+  mu_.Unlock();
+  StartCopies(batches[0]);
+  mu_.Lock();
+  for (size_t turn = 0;; ++turn) {
+    CopyBatch& batch = batches[turn % 2];
+    CopyBatch& next = batches[(turn + 1) % 2];
+    // It starts before this one ends, and keeps the bus busy while this one is landed.
+    const bool more = turn + 1 < kCopyTurns && TakeCopies(next);
+    mu_.Unlock();
+    if (more) StartCopies(next);
+    FinishCopies(batch);
+    mu_.Lock();
+    LandCopies(batch);
+    if (!more) return true;
+    ++landings_;
+    progress_.SignalAll();
+  }
 }
 
 bool TierManager::AwaitProgress(uint64_t seen, absl::Time deadline) {

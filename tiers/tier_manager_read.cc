@@ -11,6 +11,9 @@ namespace {
 // A disk that fails so many reads in a row is given up: each of them may have taken its time.
 constexpr uint64_t kMaxReadFailures = 64;
 
+// Verified blocks that are sent on to HBM together.
+constexpr size_t kCopyPiece = 4;
+
 }  // namespace
 
 void TierManager::CollectReads(FlightBatch& demand, FlightBatch& prefetch, FlightBatch& rewrite) {
@@ -152,9 +155,26 @@ bool TierManager::Verify(Flight& flight) const {
   return !flight.unopened;
 }
 
+// Blocks for HBM are on their way while the next are verified.
 void TierManager::VerifyAndCopyUp(absl::Span<Flight* const> flights) {
   const TimelineSpan span(timeline(), "verify", {"blocks", flights.size()});
-  absl::InlinedVector<Copy, kWorkBatch> copies;
+  CopyEngine& engine = memory_->copy_engine();
+  absl::InlinedVector<Copy, kCopyPiece> copies;
+  absl::InlinedVector<CopyTicket, kWorkBatch> tickets;
+  bool copied = true;
+  size_t submitted = 0;
+  size_t submitted_bytes = 0;
+  int64_t begin = 0;
+  const auto submit = [&] {
+    if (copies.empty()) return;
+    if (submitted == 0) begin = Timeline::Now();
+    submitted += copies.size();
+    for (const Copy& copy : copies) submitted_bytes += copy.bytes;
+    const absl::StatusOr<CopyTicket> ticket = engine.Submit(copies);
+    if (ticket.ok()) tickets.push_back(*ticket);
+    copied = copied && ticket.ok();
+    copies.clear();
+  };
   for (Flight* flight : flights) {
     const absl::Span<const std::byte> bytes(static_cast<std::byte*>(flight->bytes.iov_base),
                                             flight->bytes.iov_len);
@@ -165,8 +185,12 @@ void TierManager::VerifyAndCopyUp(absl::Span<Flight* const> flights) {
                       .destination = memory_->Address(flight->target),
                       .bytes = bytes.size(),
                       .direction = CopyDirection::kHostToDevice});
+    if (copies.size() == kCopyPiece) submit();
   }
-  if (copies.empty() || memory_->CopyAndWait(copies).ok()) return;
+  submit();
+  for (const CopyTicket ticket : tickets) copied = engine.Wait(ticket).ok() && copied;
+  memory_->RecordCopies(CopyDirection::kHostToDevice, submitted, submitted_bytes, begin);
+  if (copied) return;
   for (Flight* flight : flights) {
     if (flight->bounce) flight->in_target = false;
   }

@@ -111,19 +111,31 @@ std::string FormatByteSize(uint64_t bytes) {
   return absl::StrFormat("%.2f %s", static_cast<double>(bytes) / unit_bytes, kUnits[unit]);
 }
 
+namespace {
+
+// CLI11 puts the option's name before the text that a validator returns.
+std::string ToBytes(std::string& text) {
+  const absl::StatusOr<uint64_t> bytes = ParseByteSize(text);
+  if (!bytes.ok()) return std::string(bytes.status().message());
+  text = absl::StrCat(*bytes);
+  return std::string();
+}
+
+}  // namespace
+
 CLI::Option* AddByteSizeOption(CLI::App& app, const std::string& name, uint64_t& target,
                                const std::string& description) {
-  // CLI11 puts the option's name before the text that a validator returns.
-  const auto to_bytes = [](std::string& text) {
-    const absl::StatusOr<uint64_t> bytes = ParseByteSize(text);
-    if (!bytes.ok()) return std::string(bytes.status().message());
-    text = absl::StrCat(*bytes);
-    return std::string();
-  };
   return app.add_option(name, target, description)
-      ->transform(CLI::Validator(to_bytes, ""))
+      ->transform(CLI::Validator(ToBytes, ""))
       ->type_name("SIZE")
       ->default_str(FormatByteSize(target));
+}
+
+CLI::Option* AddByteSizeOption(CLI::App& app, const std::string& name,
+                               std::optional<uint64_t>& target, const std::string& description) {
+  return app.add_option(name, target, description)
+      ->transform(CLI::Validator(ToBytes, ""))
+      ->type_name("SIZE");
 }
 
 }  // namespace terrace

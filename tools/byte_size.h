@@ -2,6 +2,7 @@
 #define TERRACE_TOOLS_BYTE_SIZE_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -28,6 +29,9 @@ std::string FormatByteSize(uint64_t bytes);
 // outlive parsing. A bad size is CLI11's ValidationError, which names the option.
 CLI::Option* AddByteSizeOption(CLI::App& app, const std::string& name, uint64_t& target,
                                const std::string& description);
+// The same without a default.
+CLI::Option* AddByteSizeOption(CLI::App& app, const std::string& name,
+                               std::optional<uint64_t>& target, const std::string& description);
 
 }  // namespace terrace
 

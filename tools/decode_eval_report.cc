@@ -52,6 +52,10 @@ std::string DecodeEvalText(const DecodeEvalResult& result) {
       "DRAM\nMedians of %s steps, which all policies take in turn\n\n%s",
       FormatCount(result.tokens), result.kv_heads, result.head_dim, result.group,
       100 * std::min(result.dram_share, 1.0), FormatCount(result.steps), table.ToString());
+  if (result.hbm_share > 0) {
+    absl::StrAppendFormat(&text, "%g %% of it in HBM: %s\n", 100 * result.hbm_share,
+                          result.hbm_device);
+  }
   for (const DecodePolicyResult& policy : result.policies) {
     if (policy.index_refusals == 0) continue;
     absl::StrAppend(&text, policy.name,
@@ -61,10 +65,11 @@ std::string DecodeEvalText(const DecodeEvalResult& result) {
 }
 
 nlohmann::ordered_json DecodeEvalJson(const DecodeEvalResult& result) {
-  nlohmann::ordered_json json = {{"tokens", result.tokens},        {"kv_heads", result.kv_heads},
-                                 {"head_dim", result.head_dim},    {"group", result.group},
-                                 {"steps", result.steps},          {"threads", result.threads},
-                                 {"dram_share", result.dram_share}};
+  nlohmann::ordered_json json = {{"tokens", result.tokens},         {"kv_heads", result.kv_heads},
+                                 {"head_dim", result.head_dim},     {"group", result.group},
+                                 {"steps", result.steps},           {"threads", result.threads},
+                                 {"dram_share", result.dram_share}, {"hbm_share", result.hbm_share},
+                                 {"hbm_device", result.hbm_device}};
   json["policies"] = nlohmann::ordered_json::array();
   for (const DecodePolicyResult& policy : result.policies) {
     json["policies"].push_back(

@@ -55,7 +55,7 @@ absl::Status CheckShare(const EvalSetup& setup) {
   if (setup.runtime.dir.empty()) {
     return absl::InvalidArgumentError("--dir: needed with --share, for the rest of the KV");
   }
-  if (setup.runtime.hbm > 0) {
+  if (setup.runtime.hbm.value_or(0) > 0) {
     return absl::InvalidArgumentError("--hbm: --share sizes the DRAM tier and has no HBM");
   }
   return absl::OkStatus();
@@ -153,7 +153,8 @@ ExitCode ProfileHeads(const EvalArguments& arguments) {
                       .texts = arguments.profile_texts,
                       .seed = arguments.setup.needles.seed,
                       .sink_tokens = arguments.setup.runtime.sinks,
-                      .window_tokens = arguments.setup.runtime.window},
+                      .window_tokens = arguments.setup.runtime.window,
+                      .runtime = arguments.setup.runtime},
                      StopOnSignals());
   if (!profile.ok()) return Complain(profile.status());
   for (const absl::Status& status :

@@ -6,7 +6,6 @@
 #include "absl/strings/str_cat.h"
 #include "tools/engine/byte_tokenizer.h"
 #include "tools/engine/input_file.h"
-#include "tools/runtime_flags.h"
 
 namespace terrace {
 namespace {
@@ -15,7 +14,8 @@ constexpr uint64_t kMaxTextBytes = uint64_t{1} << 30;
 
 }  // namespace
 
-absl::StatusOr<EvalInputs> LoadEvalInputs(const std::string& model, const std::string& text) {
+absl::StatusOr<EvalInputs> LoadEvalInputs(const std::string& model, const std::string& text,
+                                          const RuntimeFlags& flags) {
   absl::StatusOr<std::string> bytes = ReadWholeFile(text, kMaxTextBytes);
   if (!bytes.ok()) return bytes.status();
   if (bytes->empty()) return absl::InvalidArgumentError(absl::StrCat(text, ": is empty"));
@@ -25,7 +25,10 @@ absl::StatusOr<EvalInputs> LoadEvalInputs(const std::string& model, const std::s
   if (absl::Status status = CheckByteModel((*engine)->config()); !status.ok()) {
     return absl::Status(status.code(), absl::StrCat(model, ": ", status.message()));
   }
-  return EvalInputs{.engine = *std::move(engine), .text = *std::move(bytes)};
+  auto products = UseDevice(flags, **engine);
+  if (!products.ok()) return products.status();
+  return EvalInputs{
+      .engine = *std::move(engine), .products = *std::move(products), .text = *std::move(bytes)};
 }
 
 }  // namespace terrace

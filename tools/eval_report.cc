@@ -248,6 +248,7 @@ nlohmann::ordered_json EvalJson(const EvalReport& report) {
   nlohmann::ordered_json json;
   json["model"] = report.model;
   json["text"] = report.text;
+  json["device"] = report.device;
   json["share"] = report.share.has_value() ? nlohmann::ordered_json(*report.share) : nullptr;
   json["keys_per_text"] = report.keys;
   json["heads"] = report.heads;

@@ -250,7 +250,7 @@ std::vector<double> NeedleDepths(size_t count) {
 }
 
 absl::StatusOr<EvalReport> RunEval(const EvalSetup& setup, const std::atomic<bool>& stop) {
-  const absl::StatusOr<EvalInputs> inputs = LoadEvalInputs(setup.model, setup.text);
+  const absl::StatusOr<EvalInputs> inputs = LoadEvalInputs(setup.model, setup.text, setup.runtime);
   if (!inputs.ok()) return inputs.status();
   std::unique_ptr<ScratchFolder> folder;
   if (!setup.runtime.dir.empty()) {
@@ -260,6 +260,7 @@ absl::StatusOr<EvalReport> RunEval(const EvalSetup& setup, const std::atomic<boo
   }
   EvalReport report = {.model = setup.model,
                        .text = setup.text,
+                       .device = inputs->products->name(),
                        .share = setup.share,
                        .keys = setup.needles.keys,
                        .heads = HeadCount(inputs->engine->config()),

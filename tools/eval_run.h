@@ -92,6 +92,7 @@ struct WeightsResult {
 struct EvalReport {
   std::string model;
   std::string text;
+  std::string device;  // that multiplied with the weights
   std::optional<double> share;
   size_t keys = 1;
   size_t heads = 0;  // KV heads of all layers

@@ -29,6 +29,8 @@ void ApplyShare(const EvalSessionOptions& options, RuntimeOptions& runtime) {
   const uint64_t kv_bytes = KvBytes(runtime.shape, options.length_tokens);
   const auto wanted = static_cast<uint64_t>(share * static_cast<double>(kv_bytes));
   const uint64_t blocks = std::max<uint64_t>(wanted / runtime.BlockBytes(), runtime.shape.kv_heads);
+  runtime.tiers.hbm_bytes = 0;
+  runtime.tiers.hbm_device = HbmDevice::kEmulated;
   runtime.tiers.dram_bytes = blocks * runtime.BlockBytes();
   if (runtime.tiers.nvme_bytes == 0) {
     runtime.tiers.nvme_bytes = kLeastNvmeBytes + kNvmeBytesPerKvByte * kv_bytes;
@@ -53,9 +55,8 @@ absl::StatusOr<std::unique_ptr<EvalSession>> EvalSession::Open(const EvalSession
     return session;
   }
   absl::StatusOr<RuntimeOptions> runtime_options =
-      MakeRuntimeOptions(options.runtime, options.policy, engine);
+      MakeRuntimeOptions(options.runtime, options.policy, engine, kContexts);
   if (!runtime_options.ok()) return runtime_options.status();
-  runtime_options->active_contexts = kContexts;
   runtime_options->tiers.nvme_dir = options.dir;
   if (options.share.has_value()) ApplyShare(options, *runtime_options);
   auto runtime = Runtime::Open(*runtime_options);

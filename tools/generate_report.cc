@@ -141,6 +141,8 @@ nlohmann::ordered_json TiersJson(const GenerateTiers& tiers) {
   json["window_bytes"] = tiers.runtime.window_bytes;
   json["summary_bytes"] = tiers.runtime.summary_bytes;
   AddIndexJson(tiers.indexes, json);
+  json["device_neighbours"] = {{"searches", tiers.runtime.neighbours.searches},
+                               {"failures", tiers.runtime.neighbours.failures}};
   json["metadata_bytes"] = stats.metadata_bytes;
   json["staging_bytes"] = stats.staging_bytes;
   json["nvme_read_bytes"] = stats.nvme_read_bytes;
@@ -186,6 +188,11 @@ std::string GenerateText(const GenerateReport& report) {
       table.AddRow({"late clusters, estimated", FormatCount(tiers.lookups.late_blocks)});
     }
   }
+  table.AddRow(
+      {"device", report.device_bytes == 0
+                     ? report.device
+                     : absl::StrCat(report.device, ", ", FormatByteSize(report.device_bytes),
+                                    " of it for weights and their buffers")});
   table.AddRow({report.weights.has_value() ? "other weights" : "weights",
                 absl::StrCat(FormatByteSize(report.weight_bytes), " in fp32")});
   table.AddRow({"peak memory", FormatByteSize(report.peak_memory_bytes)});
@@ -209,6 +216,8 @@ nlohmann::ordered_json GenerateJson(const GenerateReport& report) {
   json["prefill_attention_seconds"] = seconds(report.prefill.attention);
   json["decode_seconds"] = seconds(report.result.decode);
   json["decode_attention_seconds"] = seconds(report.all.attention - report.prefill.attention);
+  json["device"] = report.device;
+  json["device_bytes"] = report.device_bytes;
   json["weight_bytes"] = report.weight_bytes;
   json["peak_memory_bytes"] = report.peak_memory_bytes;
   json["weights"] =

@@ -17,11 +17,13 @@ namespace {
 // One run: what the tokens go through, and what it came to.
 class Run {
  public:
-  // weights: null where the engine has all of its own. `share`: of the disk with these, or null.
-  Run(const GenerateSetup& setup, Engine& engine, const PagedFfn* weights,
-      std::shared_ptr<DeviceShare> share, Sampler& sampler)
+  // products: that the engine uses. weights: null where the engine has all of its own. `share`: of
+  // the disk with these, or null.
+  Run(const GenerateSetup& setup, Engine& engine, const WeightProducts& products,
+      const PagedFfn* weights, std::shared_ptr<DeviceShare> share, Sampler& sampler)
       : setup_(setup),
         engine_(engine),
+        products_(products),
         weights_(weights),
         device_share_(std::move(share)),
         sampler_(sampler) {}
@@ -48,6 +50,7 @@ class Run {
 
   const GenerateSetup& setup_;
   Engine& engine_;
+  const WeightProducts& products_;
   const PagedFfn* const weights_;
   const std::shared_ptr<DeviceShare> device_share_;
   Sampler& sampler_;
@@ -73,9 +76,8 @@ absl::Status Run::StartPlain() {
 
 absl::Status Run::StartInTiers() {
   absl::StatusOr<RuntimeOptions> options =
-      MakeRuntimeOptions(setup_.runtime, setup_.policy, engine_);
+      MakeRuntimeOptions(setup_.runtime, setup_.policy, engine_, 1);
   if (!options.ok()) return options.status();
-  options->active_contexts = 1;
   options->tiers.reuse = setup_.reuse || !setup_.load.empty();
   options->tiers.device_share = device_share_;
   options->timeline = setup_.timeline;
@@ -179,6 +181,8 @@ absl::StatusOr<GenerateReport> Run::Generate(
   report_.prompt_tokens = static_cast<int64_t>(prompt_.size());
   report_.result = *result;
   report_.all = engine_.times();
+  report_.device = products_.name();
+  report_.device_bytes = products_.device_bytes();
   report_.weight_bytes = engine_.weights().bytes();
   NoteWeights();
   if (context_ != nullptr) {
@@ -211,6 +215,8 @@ absl::StatusOr<GenerateReport> RunGenerate(
   if (absl::Status status = CheckByteModel((*engine)->config()); !status.ok()) {
     return absl::Status(status.code(), absl::StrCat(setup.model, ": ", status.message()));
   }
+  const auto products = UseDevice(setup.runtime, **engine);
+  if (!products.ok()) return products.status();
   std::unique_ptr<PagedFfn> weights;
   std::shared_ptr<DeviceShare> share;
   if (setup.weights.given()) {
@@ -225,7 +231,8 @@ absl::StatusOr<GenerateReport> RunGenerate(
     weights = *std::move(opened);
     (*engine)->UseFfn(weights.get());
   }
-  return Run(setup, **engine, weights.get(), std::move(share), *sampler).Generate(stop, take);
+  return Run(setup, **engine, **products, weights.get(), std::move(share), *sampler)
+      .Generate(stop, take);
 }
 
 }  // namespace terrace

@@ -67,6 +67,8 @@ struct GenerateReport {
   GenerateResult result;
   EngineTimes prefill;  // up to the first generated token
   EngineTimes all;
+  std::string device;         // that multiplied with the weights
+  uint64_t device_bytes = 0;  // of its memory that they take; 0 for the CPU
   uint64_t weight_bytes = 0;
   uint64_t peak_memory_bytes = 0;
   bool interrupted = false;

@@ -137,7 +137,7 @@ absl::StatusOr<HeadProfile> Profiling::Measure() {
 
 absl::StatusOr<HeadProfile> RunHeadProfile(const HeadProfileSetup& setup,
                                            const std::atomic<bool>& stop) {
-  absl::StatusOr<EvalInputs> inputs = LoadEvalInputs(setup.model, setup.text);
+  absl::StatusOr<EvalInputs> inputs = LoadEvalInputs(setup.model, setup.text, setup.runtime);
   if (!inputs.ok()) return inputs.status();
   return Profiling(setup, stop, *inputs).Measure();
 }

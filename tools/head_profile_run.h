@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "runtime/head_profile.h"
+#include "tools/runtime_flags.h"
 
 namespace terrace {
 
@@ -21,6 +22,7 @@ struct HeadProfileSetup {
   uint64_t seed = 1;
   size_t sink_tokens = 0;
   size_t window_tokens = 0;  // at least 1
+  RuntimeFlags runtime;      // of which the --device matters alone
 };
 
 // Runs the model with exact attention over texts with one pass key each, which stands before the

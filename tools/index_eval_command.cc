@@ -37,6 +37,7 @@ struct IndexEvalArguments {
   std::string indexes = "flat,ivf,hnsw,graph,cluster";
   SweepOptions sweep;
   std::string decode_policies;
+  std::string decode_device = "cpu";
   DecodeEvalOptions decode;
   bool per_head = false;
   std::string json;
@@ -87,6 +88,7 @@ absl::Status CheckDecode(IndexEvalArguments& arguments) {
   }
   if (arguments.steps < 2) return absl::InvalidArgumentError("--steps: --decode needs at least 2");
   arguments.decode.threads = arguments.sweep.threads;
+  if (arguments.decode_device == "cuda") arguments.decode.hbm_device = HbmDevice::kCuda;
   return absl::OkStatus();
 }
 
@@ -221,6 +223,19 @@ void AddDecodeFlags(CLI::App& command, IndexEvalArguments& arguments) {
       ->check(CLI::Validator(CheckNotNan, ""))
       ->check(CLI::Range(0.01, 1.0))
       ->needs(policies);
+  CLI::Option* const hbm =
+      command
+          .add_option("--hbm-share", decode.hbm_share,
+                      "--decode: the share of keys and values that HBM holds, where sinks, windows "
+                      "and blocks are attended to; 0: no HBM")
+          ->check(CLI::Validator(CheckNotNan, ""))
+          ->check(CLI::Range(0.0, 1.0))
+          ->needs(policies);
+  command
+      .add_option("--device", arguments.decode_device,
+                  "--hbm-share: cpu emulates HBM in host memory, cuda uses a CUDA device")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->needs(hbm);
   command.add_option("--dir", decode.dir, "--decode: where the NVMe tiers are, for a while")
       ->type_name("DIR")
       ->needs(policies);

@@ -32,6 +32,7 @@ struct ReplayArguments {
   uint64_t block_bytes = uint64_t{64} << 10;
   std::string model_shape;
   std::string scale = "1";
+  std::string device = "cpu";  // or "cuda"
   uint64_t hbm = uint64_t{64} << 20;
   uint64_t dram = uint64_t{256} << 20;
   uint64_t nvme = uint64_t{2} << 30;
@@ -135,6 +136,12 @@ absl::StatusOr<ReplaySetup> MakeSetup(const ReplayArguments& arguments) {
   if (!pace.ok()) return pace.status();
 
   setup.tiers.block_bytes = block_bytes;
+  if (arguments.device == "cuda") {
+    if (arguments.hbm == 0) {
+      return absl::InvalidArgumentError("--device: cuda with --hbm 0 has nothing on the device");
+    }
+    setup.tiers.hbm_device = HbmDevice::kCuda;
+  }
   setup.tiers.hbm_bytes = arguments.hbm;
   setup.tiers.dram_bytes = arguments.dram;
   setup.tiers.nvme_bytes = arguments.nvme;
@@ -235,6 +242,10 @@ ExitCode RunCommand(const ReplayArguments& arguments) {
 void AddTierOptions(CLI::App& command, ReplayArguments& arguments) {
   AddByteSizeOption(command, "--block-bytes", arguments.block_bytes,
                     "Size of a block; a multiple of 4 KiB");
+  command
+      .add_option("--device", arguments.device,
+                  "Where the HBM tier is: cpu emulates it in host memory, cuda takes a GPU's")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
   AddByteSizeOption(command, "--hbm", arguments.hbm, "Capacity of the HBM tier; 0 for none");
   AddByteSizeOption(command, "--dram", arguments.dram, "Capacity of the DRAM tier; 0 for none");
   AddByteSizeOption(command, "--nvme", arguments.nvme,

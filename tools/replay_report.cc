@@ -248,6 +248,7 @@ nlohmann::ordered_json ReplayJson(const ReplayReport& report) {
   json["coalesce_gap_bytes"] = report.options.coalesce_gap_bytes;
   json["coalesce_read_bytes"] = report.options.coalesce_read_bytes;
   json["direct_io"] = tiers.device.direct_io;
+  json["copy_engine"] = tiers.copy_engine;
   json["block_bytes"] = report.options.block_bytes;
   json["tokens_per_block"] = report.tokens_per_block;
   json["model"] = report.model;

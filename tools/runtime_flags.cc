@@ -1,5 +1,6 @@
 #include "tools/runtime_flags.h"
 
+#include <memory>
 #include <utility>
 
 #include "CLI/CLI.hpp"
@@ -11,12 +12,14 @@
 #include "tools/byte_size.h"
 #include "tools/command.h"
 #include "tools/engine/context_attention.h"
+#include "tools/engine/cuda_products.h"
 
 namespace terrace {
 namespace {
 
 constexpr absl::string_view kPlain = "plain";
 constexpr absl::string_view kPublished = "infllm-published";
+constexpr uint64_t kCudaHbmBytes = uint64_t{1} << 30;
 constexpr size_t kRepresentatives = 8;
 constexpr size_t kPublishedRepresentatives = 4;
 
@@ -42,6 +45,7 @@ absl::Status NameFlags(const absl::Status& status) {
       {"lookup policy cluster: patience", "--cluster-patience"},
       {"tiers.dram_bytes", "--dram"},
       {"dram_bytes", "--dram"},
+      {"tiers.hbm_bytes", "--hbm"},
       {"hbm_bytes", "--hbm"},
       {"nvme_bytes", "--nvme"},
       {"nvme_dir", "--dir"}};
@@ -141,7 +145,15 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags, const std::string& 
   AddIndexFlags(command, flags);
   command.add_option("--kv-dtype", flags.kv_dtype, "How elements of keys and values are stored")
       ->check(CLI::IsMember({"fp16", "bf16", "fp32"}));
-  AddByteSizeOption(command, "--hbm", flags.hbm, "Capacity of the HBM tier; 0 for none");
+  command
+      .add_option(
+          "--device", flags.device,
+          "What multiplies with the weights, and what the HBM tier lies in: on the cpu that "
+          "is host memory, which stands in for HBM")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+  AddByteSizeOption(command, "--hbm", flags.hbm,
+                    "Capacity of the HBM tier, 0 for none; unless given, none on the cpu and 1 GiB "
+                    "on cuda");
   AddByteSizeOption(command, "--dram", flags.dram,
                     "Capacity of the DRAM tier; sinks, windows and summaries come on top");
   AddByteSizeOption(command, "--nvme", flags.nvme,
@@ -154,6 +166,21 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags, const std::string& 
                   "Threads that compute attention over tiers; 0 for as many as processors")
       ->check(CLI::Validator(CheckUnsigned, ""))
       ->check(CLI::Range(size_t{0}, size_t{1024}));
+}
+
+absl::StatusOr<std::unique_ptr<WeightProducts>> UseDevice(const RuntimeFlags& flags,
+                                                          Engine& engine) {
+  std::unique_ptr<WeightProducts> products = std::make_unique<CpuProducts>();
+  if (flags.on_cuda()) {
+    auto on_cuda = MakeCudaProducts(engine.weights());
+    if (!on_cuda.ok()) {
+      return absl::Status(on_cuda.status().code(),
+                          absl::StrCat("--device cuda: ", on_cuda.status().message()));
+    }
+    products = *std::move(on_cuda);
+  }
+  engine.UseProducts(products.get());
+  return products;
 }
 
 std::string AttentionPolicyNames() {
@@ -204,7 +231,7 @@ std::string AttentionPolicy::Label() const {
 
 absl::StatusOr<RuntimeOptions> MakeRuntimeOptions(const RuntimeFlags& flags,
                                                   const AttentionPolicy& policy,
-                                                  const Engine& engine) {
+                                                  const Engine& engine, size_t active_contexts) {
   TERRACE_CHECK(!policy.is_plain());
   absl::StatusOr<ModelShape> shape =
       ShapeOf(engine.config(), DtypeOf(flags.kv_dtype), policy.lookup->kind);
@@ -212,7 +239,10 @@ absl::StatusOr<RuntimeOptions> MakeRuntimeOptions(const RuntimeFlags& flags,
   RuntimeOptions options;
   options.shape = *shape;
   options.shape.model_id = Fingerprint(engine.weights());
-  options.tiers.hbm_bytes = flags.hbm;
+  options.tiers.hbm_bytes = flags.hbm.value_or(flags.on_cuda() ? kCudaHbmBytes : 0);
+  if (flags.on_cuda() && options.tiers.hbm_bytes > 0) {
+    options.tiers.hbm_device = HbmDevice::kCuda;
+  }
   options.tiers.dram_bytes = flags.dram;
   options.tiers.nvme_bytes = flags.nvme;
   options.tiers.nvme_dir = flags.dir;
@@ -220,6 +250,7 @@ absl::StatusOr<RuntimeOptions> MakeRuntimeOptions(const RuntimeFlags& flags,
   options.tokens_per_block = flags.tokens_per_block;
   options.sink_tokens = flags.sinks;
   options.window_tokens = flags.window;
+  options.active_contexts = active_contexts;
   options.max_append_tokens = kChunkTokens;
   options.index_tail_tokens = flags.index_tail;
   options.index_bytes = flags.index_memory;

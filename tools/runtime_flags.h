@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -13,6 +14,7 @@
 #include "runtime/lookup_policy.h"
 #include "runtime/runtime_options.h"
 #include "tools/engine/engine.h"
+#include "tools/engine/weight_products.h"
 
 namespace CLI {
 class App;
@@ -36,13 +38,15 @@ struct RuntimeFlags {
   size_t index_tail = 1024;
   uint64_t index_memory = 0;
   std::string kv_dtype = "fp16";
-  uint64_t hbm = 0;
+  std::string device = "cpu";   // or "cuda"
+  std::optional<uint64_t> hbm;  // nullopt: none on the CPU, 1 GiB on CUDA
   uint64_t dram = uint64_t{256} << 20;
   uint64_t nvme = 0;
   std::string dir;
   std::string engine = "auto";
   size_t threads = 0;
 
+  bool on_cuda() const { return device == "cuda"; }
   // kInvalidArgument naming the flags that do not go together.
   absl::Status Check() const;
 };
@@ -69,6 +73,11 @@ struct AttentionPolicy {
   std::string Label() const;
 };
 
+// What multiplies with the weights of `engine`, which has it do so from now on: the --device.
+// Errors name the flag, and are those of MakeCudaProducts.
+absl::StatusOr<std::unique_ptr<WeightProducts>> UseDevice(const RuntimeFlags& flags,
+                                                          Engine& engine);
+
 // "plain, full, streaming, infllm, infllm-published, quest, graph, cluster", for help texts.
 std::string AttentionPolicyNames();
 // kInvalidArgument naming the known ones.
@@ -78,13 +87,12 @@ absl::StatusOr<AttentionPolicy> ParseAttentionPolicy(absl::string_view name,
 // Tokens that the engine runs at once, and that one Append brings.
 inline constexpr size_t kChunkTokens = 512;
 
-// The options of a runtime for the model of `engine`, which validate. kInvalidArgument naming the
-// flag, its value and its limit, for a combination that this model does not allow, such as a head
-// profile of another model.
-// REQUIRES: not the plain policy.
+// The options of a runtime for the model of `engine` and so many contexts, which validate.
+// kInvalidArgument naming the flag, its value and its limit, for a combination that this model does
+// not allow, such as a head profile of another model. REQUIRES: not the plain policy.
 absl::StatusOr<RuntimeOptions> MakeRuntimeOptions(const RuntimeFlags& flags,
                                                   const AttentionPolicy& policy,
-                                                  const Engine& engine);
+                                                  const Engine& engine, size_t active_contexts);
 
 }  // namespace terrace
 

@@ -352,5 +352,49 @@ TEST(GraphIndex, ReportsProgress) {
   EXPECT_EQ(shares.back(), 1);
 }
 
+// Does what the CPU does, or fails.
+class FakeNeighbours final : public NeighbourSearch {
+ public:
+  absl::StatusOr<std::vector<uint32_t>> Nearest(absl::Span<const float> queries,
+                                                const KeyPanels& keys, size_t k) override {
+    ++(fails ? counts_.failures : counts_.searches);
+    if (fails) return absl::UnavailableError("lost");
+    ComputePool pool(1);
+    std::vector<uint32_t> found = ExactNeighbours(queries, keys, k, pool);
+    if (worst) std::fill(found.begin(), found.end(), 0u);
+    return found;
+  }
+  Counts counts() const override { return counts_; }
+
+  bool fails = false;
+  bool worst = false;  // finds one key alone
+
+ private:
+  Counts counts_;
+};
+
+TEST(GraphIndexNeighbours, AreAskedForAndDoneWithoutWhereTheyFail) {
+  const Head head = MakeHead(1500, 32, 300, 1, kSeed + 5);
+  ComputePool pool(2);
+  const auto built = [&](NeighbourSearch* neighbours) {
+    GraphOptions options;
+    options.neighbours = neighbours;
+    const std::unique_ptr<GraphIndex> index = *MakeGraphIndex(options);
+    EXPECT_TRUE(index->Build(head.panels(1500), head.samples, pool).ok());
+    std::vector<std::byte> bytes;
+    index->Save(bytes);
+    return bytes;
+  };
+  const std::vector<std::byte> expected = built(nullptr);
+  FakeNeighbours neighbours;
+  EXPECT_TRUE(built(&neighbours) == expected);
+  EXPECT_EQ(neighbours.counts().searches, 1u);
+  neighbours.worst = true;
+  EXPECT_FALSE(built(&neighbours) == expected) << "what they find is not used";
+  neighbours.fails = true;
+  EXPECT_TRUE(built(&neighbours) == expected);
+  EXPECT_EQ(neighbours.counts().failures, 1u);
+}
+
 }  // namespace
 }  // namespace terrace

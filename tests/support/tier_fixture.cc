@@ -95,10 +95,42 @@ void FaultyCopyEngine::AwaitHeld() const {
   mu_.Await(absl::Condition(&some));
 }
 
+void FaultyCopyEngine::FailPin() {
+  absl::MutexLock lock(&mu_);
+  fail_pin_ = true;
+}
+
+absl::StatusOr<std::unique_ptr<PinnedMemory>> FaultyCopyEngine::Pin(absl::Span<std::byte> memory) {
+  absl::MutexLock lock(&mu_);
+  if (std::exchange(fail_pin_, false)) {
+    return absl::ResourceExhaustedError("the copy engine was told not to pin");
+  }
+  return host_->Pin(memory);
+}
+
+absl::StatusOr<std::unique_ptr<DeviceMemory>> FaultyCopyEngine::Allocate(size_t bytes) {
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> memory = host_->Allocate(bytes);
+  absl::MutexLock lock(&mu_);
+  if (memory.ok()) device_.push_back(absl::MakeConstSpan((*memory)->data(), (*memory)->size()));
+  return memory;
+}
+
+bool FaultyCopyEngine::OnDevice(const std::byte* begin, size_t bytes) const {
+  for (const absl::Span<const std::byte> memory : device_) {
+    if (begin >= memory.data() && begin + bytes <= memory.data() + memory.size()) return true;
+  }
+  return false;
+}
+
 absl::StatusOr<CopyTicket> FaultyCopyEngine::Submit(absl::Span<const Copy> batch,
                                                     CopyPriority priority) {
   {
     absl::MutexLock lock(&mu_);
+    for (const Copy& copy : batch) {
+      const bool up = copy.direction == CopyDirection::kHostToDevice;
+      TERRACE_CHECK(OnDevice(copy.destination, copy.bytes) == up);
+      TERRACE_CHECK(OnDevice(copy.source, copy.bytes) != up);
+    }
     if (Contains(batch, fail_)) return absl::UnavailableError("the copy engine was told to fail");
     if (Contains(batch, hold_)) {
       const auto released = [this]()

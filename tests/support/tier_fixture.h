@@ -12,6 +12,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
 #include "io/copy_engine.h"
 #include "io/io_request.h"
 #include "tests/support/faulty_device.h"
@@ -41,7 +42,8 @@ TierManagerOptions TestTierOptions(size_t block_bytes, const TierSizes& sizes);
 // itself.
 void YieldUntil(const std::function<bool()>& done);
 
-// A host copy engine whose batches can be held or made to fail. Thread-safe.
+// A host copy engine whose batches can be held or made to fail. Aborts when a copy does not lead
+// from host memory to memory that it gave out, or back, as its direction says. Thread-safe.
 class FaultyCopyEngine final : public CopyEngine {
  public:
   FaultyCopyEngine() : host_(MakeHostCopyEngine()) {}
@@ -53,12 +55,13 @@ class FaultyCopyEngine final : public CopyEngine {
   void Release() ABSL_LOCKS_EXCLUDED(mu_);
   void AwaitHeld() const ABSL_LOCKS_EXCLUDED(mu_);
 
-  absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(size_t bytes) override {
-    return host_->Allocate(bytes);
-  }
-  absl::StatusOr<std::unique_ptr<PinnedMemory>> Pin(absl::Span<std::byte> memory) override {
-    return host_->Pin(memory);
-  }
+  // The next Pin fails with kResourceExhausted.
+  void FailPin() ABSL_LOCKS_EXCLUDED(mu_);
+
+  absl::StatusOr<std::unique_ptr<DeviceMemory>> Allocate(size_t bytes) override
+      ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<std::unique_ptr<PinnedMemory>> Pin(absl::Span<std::byte> memory) override
+      ABSL_LOCKS_EXCLUDED(mu_);
   absl::StatusOr<CopyTicket> Submit(absl::Span<const Copy> batch, CopyPriority priority) override
       ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Wait(CopyTicket ticket) override { return host_->Wait(ticket); }
@@ -66,8 +69,12 @@ class FaultyCopyEngine final : public CopyEngine {
   bool is_host() const override { return true; }
 
  private:
+  bool OnDevice(const std::byte* begin, size_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   const std::unique_ptr<CopyEngine> host_;
   mutable absl::Mutex mu_;
+  std::vector<absl::Span<const std::byte>> device_ ABSL_GUARDED_BY(mu_);  // all that it gave out
+  bool fail_pin_ ABSL_GUARDED_BY(mu_) = false;
   std::optional<CopyDirection> fail_ ABSL_GUARDED_BY(mu_);
   std::optional<CopyDirection> hold_ ABSL_GUARDED_BY(mu_);
   int held_ ABSL_GUARDED_BY(mu_) = 0;

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
@@ -76,6 +77,7 @@ TEST_F(CliGenerateTest, BadUsageNamesTheFlag) {
       {{"--representatives", "0"}, "--representatives"},
       {{"--page-tokens", "x"}, "--page-tokens"},
       {{"--kv-dtype", "fp8"}, "--kv-dtype"},
+      {{"--device", "tpu"}, "--device"},
       {{"--dram", "some"}, "--dram"},
       {{"--nvme", "64MiB"}, "--dir: needed"},
       {{"--engine", "memory"}, "--engine"},
@@ -98,6 +100,7 @@ TEST_F(CliGenerateTest, FailuresSayWhatAndWhere) {
   const std::vector<std::pair<Arguments, std::string>> cases = {
       {{"--model", dir_.Join("absent")}, "absent/config.json"},
       {{"--dram", "4KiB"}, "--dram: 4096 is less than one block"},
+      {{"--hbm", "64KiB"}, "--hbm: 65536 is less than "},
       {{"--tokens-per-block", "3", "--sinks", "2"}, "--tokens-per-block: 3 tokens of"},
       {{"--page-tokens", "7", "--policy", "quest"}, "quest"},
       {{"--dram", "512KiB"}, "all 3 columns of 64 tokens that the tiers can hold"},
@@ -111,6 +114,63 @@ TEST_F(CliGenerateTest, FailuresSayWhatAndWhere) {
   }
 }
 
+TEST_F(CliGenerateTest, WithoutADeviceCudaSaysWhatIsMissing) {
+  SKIP_WITHOUT_MODEL();
+  for (const char* const policy : {"plain", "full"}) {
+    const RunResult run = Generate({"--device", "cuda", "--policy", policy});
+    if (run.exit_code == 0) GTEST_SKIP() << "there is a device";
+    EXPECT_EQ(run.exit_code, 1) << run.err;
+    EXPECT_THAT(run.err, HasSubstr("terrace generate: --device cuda: "));
+    EXPECT_TRUE(Json().is_discarded()) << "a result of a run that was none";
+  }
+}
+
+TEST_F(CliGenerateTest, TheResultNamesTheDevice) {
+  SKIP_WITHOUT_MODEL();
+  Tokens({"--policy", "plain", "--device", "cpu"});
+  EXPECT_EQ(Json()["device"], "cpu");
+  EXPECT_EQ(Json()["device_bytes"], 0);
+}
+
+class CliGenerateOnDeviceTest : public CliGenerateTest {
+ protected:
+  void SetUp() override {
+    SKIP_WITHOUT_MODEL();
+    const RunResult run = Generate({"--device", "cuda", "--policy", "plain", "--tokens", "1"});
+    if (run.exit_code != 0) GTEST_SKIP() << run.err;
+  }
+};
+
+TEST_F(CliGenerateOnDeviceTest, TokensAreThoseOfTheCpu) {
+  const std::vector<int32_t> expected = Tokens({"--policy", "plain"});
+  EXPECT_EQ(Tokens({"--device", "cuda", "--policy", "plain"}), expected);
+  EXPECT_NE(Json()["device"], "cpu");
+  EXPECT_GT(Json()["device_bytes"], 0);
+}
+
+TEST_F(CliGenerateOnDeviceTest, TiersDoNotChangeTheText) {
+  const std::vector<int32_t> expected = Tokens({"--policy", "plain"});
+  EXPECT_EQ(Tokens({"--device", "cuda", "--policy", "full"}), expected);
+  EXPECT_GT(Json()["tiers"]["capacity_bytes"]["hbm"], 0) << "unless told otherwise";
+  EXPECT_EQ(Tokens({"--device", "cuda", "--policy", "full", "--hbm", "5MiB"}), expected);
+  EXPECT_EQ(Tokens({"--device", "cuda", "--policy", "full", "--hbm", "0"}), expected);
+  EXPECT_EQ(Json()["tiers"]["capacity_bytes"]["hbm"], 0);
+}
+
+TEST_F(CliGenerateOnDeviceTest, GraphsAreBuiltThere) {
+  for (const char* const device : {"cpu", "cuda"}) {
+    Tokens({"--device", device, "--policy", "graph", "--index-tail", "256"});
+    const nlohmann::json tiers = Json()["tiers"];
+    EXPECT_GT(tiers["index_seconds"], 0) << device;
+    if (device == absl::string_view("cuda")) {
+      EXPECT_GT(tiers["device_neighbours"]["searches"], 0);
+    } else {
+      EXPECT_EQ(tiers["device_neighbours"]["searches"], 0);
+    }
+    EXPECT_EQ(tiers["device_neighbours"]["failures"], 0) << device;
+  }
+}
+
 TEST_F(CliGenerateTest, TiersDoNotChangeTheText) {
   SKIP_WITHOUT_MODEL();
   const std::vector<int32_t> plain = Tokens({"--policy", "plain"});
@@ -118,6 +178,9 @@ TEST_F(CliGenerateTest, TiersDoNotChangeTheText) {
   EXPECT_EQ(Tokens({"--policy", "full"}), plain);
   EXPECT_EQ(Json()["tiers"]["fetched_bytes"], 0);
   EXPECT_EQ(Tokens({"--policy", "full", "--kv-dtype", "fp16"}), plain);
+  // Windows take 3 MiB of the HBM.
+  EXPECT_EQ(Tokens({"--policy", "full", "--hbm", "5MiB"}), plain);
+  EXPECT_GT(Json()["tiers"]["hits"]["hbm"], 0);
   // A tenth of 6 MiB, the rest on NVMe.
   EXPECT_EQ(Tokens({"--policy", "full", "--dram", "640KiB", "--nvme", "64MiB", "--dir", tier_}),
             plain);

@@ -85,6 +85,44 @@ class CliReplayTest : public ::testing::Test {
   const std::string log_path_ = dir_.Join("flushed");
 };
 
+// --- Where the HBM tier is ---
+
+TEST_F(CliReplayTest, TheReportSaysThatHbmWasEmulated) {
+  EXPECT_EQ(MustReplay(MakeTrace(20))["copy_engine"], "host (HBM emulated)");
+}
+
+TEST_F(CliReplayTest, ADeviceWithoutAnHbmTierIsBadUsage) {
+  const RunResult run = Replay(MakeTrace(20), {"--device", "cuda", "--hbm", "0"});
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_THAT(run.err, HasSubstr("--device: cuda with --hbm 0"));
+  EXPECT_EQ(Replay(MakeTrace(20), {"--device", "tpu"}).exit_code, 2);
+}
+
+TEST_F(CliReplayTest, ADeviceThatIsNotThereIsNamed) {
+  const RunResult run = Replay(MakeTrace(20), {"--device", "cuda"});
+  if (run.exit_code == 0) GTEST_SKIP() << "a device answers";
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_THAT(run.err, HasSubstr("CUDA copy engine: "));
+}
+
+// Needs a device that answers; is skipped, by name, where there is none.
+class CliReplayOnDevice : public CliReplayTest {};
+
+TEST_F(CliReplayOnDevice, ServesWhatTheEmulatedTierServes) {
+  const std::string trace = MakeTrace(100);
+  const RunResult run = Replay(trace, {"--device", "cuda"});
+  if (run.exit_code != 0 && run.err.find("CUDA copy engine: ") != std::string::npos) {
+    GTEST_SKIP() << run.err;
+  }
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const nlohmann::json on_device = Json();
+  EXPECT_NE(on_device["copy_engine"], "host (HBM emulated)");
+  EXPECT_EQ(on_device["corrupt_blocks"], 0);
+  EXPECT_GT(on_device["hits"]["hbm"], 0);
+  EXPECT_GT(on_device["bytes"]["hbm_copied"], 0);
+  EXPECT_EQ(on_device["hits"], MustReplay(trace)["hits"]);
+}
+
 // --- What a directory keeps ---
 
 TEST_F(CliReplayTest, ReuseServesWhatAnEarlierRunStored) {

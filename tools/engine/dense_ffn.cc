@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "io/check.h"
-#include "tools/engine/matrix_product.h"
 
 namespace terrace {
 namespace {
@@ -35,11 +34,11 @@ absl::Status DenseFfn::Run(const FfnStep& step) {
   const LayerWeights& layer = weights_.layers[step.layer];
   const absl::Span<float> gate = absl::MakeSpan(gate_).first(step.tokens * config_.ffn);
   const absl::Span<float> up = absl::MakeSpan(up_).first(gate.size());
-  ApplyWeights(layer.gate, step.x, gate);
-  ApplyWeights(layer.up, step.x, up);
+  const absl::Status status = products_->Apply(
+      step.x, {{.weights = &layer.gate, .out = gate}, {.weights = &layer.up, .out = up}});
+  if (!status.ok()) return status;
   Gate(config_.activation, up, gate);
-  ApplyWeights(layer.down, gate, step.out);
-  return absl::OkStatus();
+  return products_->Apply(gate, {{.weights = &layer.down, .out = step.out}});
 }
 
 }  // namespace terrace

@@ -8,6 +8,7 @@
 #include "tools/engine/ffn_source.h"
 #include "tools/engine/model_config.h"
 #include "tools/engine/model_weights.h"
+#include "tools/engine/weight_products.h"
 
 namespace terrace {
 
@@ -18,11 +19,18 @@ class DenseFfn final : public FfnSource {
   // For steps of at most `max_tokens`. Everything is borrowed. REQUIRES: the weights are there.
   DenseFfn(const ModelConfig& config, const ModelWeights& weights, size_t max_tokens);
 
+  // From now on these multiply; null: the CPU. `products` is borrowed until it is replaced.
+  void UseProducts(WeightProducts* products) {
+    products_ = products != nullptr ? products : &cpu_products_;
+  }
+
   absl::Status Run(const FfnStep& step) override;
 
  private:
   const ModelConfig& config_;
   const ModelWeights& weights_;
+  CpuProducts cpu_products_;
+  WeightProducts* products_ = &cpu_products_;
   std::vector<float> gate_;  // [max_tokens, ffn]
   std::vector<float> up_;    // [max_tokens, ffn]
 };

@@ -7,8 +7,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "io/check.h"
-#include "tools/engine/dense_ffn.h"
-#include "tools/engine/matrix_product.h"
 #include "tools/engine/physical_memory.h"
 
 namespace terrace {
@@ -93,6 +91,11 @@ void Engine::UseFfn(FfnSource* ffn) {
   TERRACE_CHECK(ffn_ != nullptr);
 }
 
+void Engine::UseProducts(WeightProducts* products) {
+  products_ = products != nullptr ? products : &cpu_products_;
+  if (dense_ffn_ != nullptr) dense_ffn_->UseProducts(products_);
+}
+
 size_t Engine::LogitCount(const ForwardStep& step) const {
   switch (step.logits_of) {
     case LogitsOf::kNone:
@@ -138,9 +141,10 @@ absl::Status Engine::Forward(const ForwardStep& step, AttentionSource& attention
     if (!status.ok()) break;
     times_.tokens += static_cast<int64_t>(chunk.size());
     if (step.logits_of == LogitsOf::kEveryToken) {
-      RunHead(0, chunk.size(), logits.subspan(at * config_.vocab, chunk.size() * config_.vocab));
+      status = RunHead(0, chunk.size(),
+                       logits.subspan(at * config_.vocab, chunk.size() * config_.vocab));
     } else if (step.logits_of == LogitsOf::kLastToken && at + chunk.size() == step.tokens.size()) {
-      RunHead(chunk.size() - 1, 1, logits);
+      status = RunHead(chunk.size() - 1, 1, logits);
     }
   }
   times_.rest += absl::Now() - start - (times_.attention + times_.ffn - sources_before);
@@ -198,9 +202,10 @@ absl::Status Engine::RunAttention(size_t layer, size_t tokens, int64_t position,
   const absl::Span<float> attended = absl::MakeSpan(attended_).first(query.size());
 
   RmsNorm(hidden, weights.attention_norm, config_.rms_norm_eps, normed);
-  ApplyWeights(weights.query, normed, query);
-  ApplyWeights(weights.key, normed, key);
-  ApplyWeights(weights.value, normed, value);
+  absl::Status status = products_->Apply(normed, {{.weights = &weights.query, .out = query},
+                                                  {.weights = &weights.key, .out = key},
+                                                  {.weights = &weights.value, .out = value}});
+  if (!status.ok()) return status;
   if (attention.rotated()) {
     Rotate(tokens, config_.query_width(), query);
     Rotate(tokens, config_.kv_width(), key);
@@ -215,11 +220,12 @@ absl::Status Engine::RunAttention(size_t layer, size_t tokens, int64_t position,
   step.value = value;
   step.out = attended;
   const absl::Time start = absl::Now();
-  absl::Status status = attention.Attend(step);
+  status = attention.Attend(step);
   times_.attention += absl::Now() - start;
   if (!status.ok()) return status;
 
-  ApplyWeights(weights.output, attended, added);
+  status = products_->Apply(attended, {{.weights = &weights.output, .out = added}});
+  if (!status.ok()) return status;
   Add(added, hidden);
   return absl::OkStatus();
 }
@@ -244,13 +250,13 @@ absl::Status Engine::RunFfn(size_t layer, size_t tokens, int64_t position) {
   return absl::OkStatus();
 }
 
-void Engine::RunHead(size_t first_token, size_t tokens, absl::Span<float> logits) {
+absl::Status Engine::RunHead(size_t first_token, size_t tokens, absl::Span<float> logits) {
   const absl::Span<const float> hidden =
       absl::MakeConstSpan(hidden_).subspan(first_token * config_.hidden, tokens * config_.hidden);
   const TimelineSpan span(timeline(), "output head", {"tokens", tokens});
   const absl::Span<float> normed = absl::MakeSpan(normed_).first(hidden.size());
   RmsNorm(hidden, weights_.norm, config_.rms_norm_eps, normed);
-  ApplyWeights(weights_.output_head(), normed, logits);
+  return products_->Apply(normed, {{.weights = &weights_.output_head(), .out = logits}});
 }
 
 }  // namespace terrace

@@ -14,9 +14,11 @@
 #include "io/timeline.h"
 #include "runtime/rope.h"
 #include "tools/engine/attention_source.h"
+#include "tools/engine/dense_ffn.h"
 #include "tools/engine/ffn_source.h"
 #include "tools/engine/model_config.h"
 #include "tools/engine/model_weights.h"
+#include "tools/engine/weight_products.h"
 
 namespace terrace {
 
@@ -49,10 +51,11 @@ struct EngineTimes {
   absl::Duration rest;
 };
 
-// A Llama model on the CPU, in fp32: RMSNorm, rotated attention from an AttentionSource, gated
-// feed-forward network of its own or from an FfnSource. It is the reference that attention over
-// tiers is tried with, not a fast server: one sequence a call, products by OpenBLAS, split over
-// oneTBB. Thread-compatible.
+// A Llama model in fp32: RMSNorm, rotated attention from an AttentionSource, gated feed-forward
+// network of its own or from an FfnSource. It is the reference that attention over tiers is tried
+// with, not a fast server: one sequence a call, products by OpenBLAS, split over oneTBB, or by
+// other WeightProducts. Everything between the products is computed here, on the calling thread.
+// Thread-compatible.
 class Engine {
  public:
   // Reads config.json and the weights from a folder. Errors are theirs, and those of the options.
@@ -70,6 +73,9 @@ class Engine {
   // From now on this computes the feed-forward networks; null: the engine's own. `ffn` is borrowed
   // until it is replaced. REQUIRES: not null where the weights were not loaded.
   void UseFfn(FfnSource* ffn);
+  // From now on these multiply with the engine's own weights; null: the CPU. `products` is borrowed
+  // until it is replaced.
+  void UseProducts(WeightProducts* products);
 
   // Elements that Forward writes for the step.
   size_t LogitCount(const ForwardStep& step) const;
@@ -77,8 +83,9 @@ class Engine {
   // Runs the tokens through the model, in chunks, and appends them to `attention`.
   // logits: [1 or tokens, vocab] as step.logits_of says, empty for kNone.
   // kInvalidArgument, with nothing run, for no tokens, an id outside of the vocabulary or a
-  // negative position; errors of the attention and FFN sources come as they are, with some layers
-  // perhaps having some of the tokens: attention.Truncate(step.position) takes them away.
+  // negative position; errors of the attention and FFN sources and of the products come as they
+  // are, with some layers perhaps having some of the tokens: attention.Truncate(step.position)
+  // takes them away.
   absl::Status Forward(const ForwardStep& step, AttentionSource& attention,
                        absl::Span<float> logits);
 
@@ -94,7 +101,7 @@ class Engine {
   absl::Status RunAttention(size_t layer, size_t tokens, int64_t position,
                             AttentionSource& attention);
   absl::Status RunFfn(size_t layer, size_t tokens, int64_t position);
-  void RunHead(size_t first_token, size_t tokens, absl::Span<float> logits);
+  absl::Status RunHead(size_t first_token, size_t tokens, absl::Span<float> logits);
 
   void Embed(absl::Span<const int32_t> tokens);
   void PrepareAngles(size_t tokens, int64_t position);
@@ -104,7 +111,9 @@ class Engine {
   const ModelWeights weights_;
   const EngineOptions options_;
   const Rope rope_;
-  std::unique_ptr<FfnSource> dense_ffn_;  // null where the weights were not loaded
+  CpuProducts cpu_products_;
+  WeightProducts* products_ = &cpu_products_;
+  std::unique_ptr<DenseFfn> dense_ffn_;  // null where the weights were not loaded
   FfnSource* ffn_ = nullptr;
   EngineTimes times_;
 

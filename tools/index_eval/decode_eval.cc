@@ -90,6 +90,13 @@ class Contender {
       options.tiers.coalesce_read_bytes = 1 << 20;
       options.index_bytes = kv;
     }
+    if (options_.hbm_share > 0) {
+      options.tiers.hbm_device = options_.hbm_device;
+      options.tiers.hbm_bytes =
+          static_cast<uint64_t>(options_.hbm_share * static_cast<double>(kv)) +
+          heads_.size() * options.BlockBytes();
+      options.tiers.hbm_bytes += options.HbmWindowBytes();
+    }
     auto runtime = Runtime::Open(options);
     if (!runtime.ok()) return Explain(runtime.status());
     runtime_ = *std::move(runtime);
@@ -157,6 +164,7 @@ class Contender {
 
   LayerStats Stats() const { return context_->Stats().Total(); }
   size_t block_tokens() const { return runtime_->options().tokens_per_block; }
+  std::string hbm_device() const { return runtime_->tiers().Stats().copy_engine; }
   uint64_t refusals() const { return context_->Stats().index_refusals; }
   DecodePolicyResult& result() { return result_; }
 
@@ -261,6 +269,8 @@ class DecodeEval {
     result.steps = timed_steps();
     result.threads = options_.threads;
     result.dram_share = options_.dram_share;
+    result.hbm_share = options_.hbm_share;
+    if (options_.hbm_share > 0) result.hbm_device = contenders_[0]->hbm_device();
     for (const auto& contender : contenders_) result.policies.push_back(contender->result());
     return result;
   }

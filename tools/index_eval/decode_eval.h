@@ -13,6 +13,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "runtime/lookup_policy.h"
+#include "tiers/tier_options.h"
 #include "tools/index_eval/eval_heads.h"
 
 namespace terrace {
@@ -20,7 +21,11 @@ namespace terrace {
 struct DecodeEvalOptions {
   std::vector<LookupKind> policies;  // beside full
   double dram_share = 1;             // of keys and values that DRAM holds; the rest is on NVMe
-  std::string dir;                   // of the NVMe tiers, one folder a policy; below a share of 1
+  // Of them that HBM holds, beside the windows; 0: there is none, and the CPU attends to
+  // everything.
+  double hbm_share = 0;
+  HbmDevice hbm_device = HbmDevice::kEmulated;
+  std::string dir;  // of the NVMe tiers, one folder a policy; below a share of 1
   size_t threads = 0;
   size_t cold_steps = 4;  // of each policy with nothing of the context in DRAM; below a share of 1
   LookupOptions lookup = {};
@@ -58,6 +63,8 @@ struct DecodeEvalResult {
   size_t steps = 0;
   size_t threads = 0;
   double dram_share = 0;
+  double hbm_share = 0;
+  std::string hbm_device;                    // as the copy engine is called; empty without HBM
   std::vector<DecodePolicyResult> policies;  // full first
 };
 
