@@ -17,14 +17,15 @@ find_path(TERRACE_CUBLAS_INCLUDE_DIR cublas_v2.h HINTS ${CUDAToolkit_INCLUDE_DIR
 mark_as_advanced(TERRACE_CUBLAS_INCLUDE_DIR)
 if(CUDAToolkit_FOUND AND TARGET CUDA::cudart_static AND CUDAToolkit_NVCC_EXECUTABLE
    AND TERRACE_CUBLAS_INCLUDE_DIR)
-  if(NOT DEFINED CMAKE_CUDA_COMPILER)
-    set(CMAKE_CUDA_COMPILER "${CUDAToolkit_NVCC_EXECUTABLE}")
-  endif()
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES "${TERRACE_CUDA_ARCHITECTURES}")
   endif()
-  if(NOT DEFINED CMAKE_CUDA_HOST_COMPILER AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    set(CMAKE_CUDA_HOST_COMPILER "${CMAKE_CXX_COMPILER}")
+  # By the environment, because check_language tries nothing where the compiler is set already.
+  if(NOT DEFINED CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+    set(ENV{CUDACXX} "${CUDAToolkit_NVCC_EXECUTABLE}")
+  endif()
+  if(NOT DEFINED ENV{CUDAHOSTCXX} AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    set(ENV{CUDAHOSTCXX} "${CMAKE_CXX_COMPILER}")
   endif()
   # Tries it in a project of its own, so that a toolkit that does not fit is no error.
   include(CheckLanguage)

@@ -122,10 +122,11 @@ void AddPieces(absl::Span<const PlacedCopy> copies, CopyDirection direction, Cud
     CopyPiece*& piece = open[static_cast<size_t>(way)];
     std::vector<CopyPiece>& pieces = by_way[static_cast<size_t>(way)];
     if (piece == nullptr || piece->copies.size() == PieceLimit(way, pieces.size() - 1)) {
-      pieces.push_back({.way = way,
-                        .direction = direction,
-                        .shares_bus = way == Way::kKernel && many_shared,
-                        .copies = {}});
+      pieces.push_back(
+          {.way = way,
+           .direction = direction,
+           .shares_bus = method == CudaCopyMethod::kAuto && way == Way::kKernel && many_shared,
+           .copies = {}});
       piece = &pieces.back();
       piece->copies.reserve(std::min(PieceLimit(way, pieces.size() - 1), copies.size()));
     }

@@ -101,6 +101,17 @@ class CudaCopyEngine final : public CopyEngine {
 
 absl::Status CudaCopyEngine::Open() {
   const CudaDeviceScope scope(memory_->device());
+  // Now rather than when a block is on its way. Other kernels were built for the same devices.
+  const cudaError_t loaded = LoadGather();
+  if (loaded == cudaErrorNoKernelImageForDevice || loaded == cudaErrorInvalidDeviceFunction) {
+    return absl::UnavailableError(
+        absl::StrCat("CUDA copy engine: this library was built without code for ", name(),
+                     "; the build option TERRACE_CUDA_ARCHITECTURES says for what it is"));
+  }
+  if (absl::Status status = memory_->Check(loaded, "CUDA copy engine: cannot load its kernels");
+      !status.ok()) {
+    return status;
+  }
   int least = 0;
   int greatest = 0;
   absl::Status status = memory_->Check(cudaDeviceGetStreamPriorityRange(&least, &greatest),

@@ -82,6 +82,15 @@ cudaError_t Launch(const GatherCopy* copies, size_t count, bool shares_bus, cuda
 
 }  // namespace
 
+cudaError_t LoadGather() {
+  cudaFuncAttributes attributes;
+  const cudaError_t error =
+      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&GatherKernel<128>));
+  if (error != cudaSuccess) return error;
+  return cudaFuncGetAttributes(&attributes,
+                               reinterpret_cast<const void*>(&GatherKernel<kGatherMaxCopies>));
+}
+
 cudaError_t LaunchGather(const GatherCopy* copies, size_t count, bool shares_bus,
                          cudaStream_t stream) {
   if (count == 0 || count > kGatherMaxCopies) return cudaErrorInvalidValue;

@@ -19,6 +19,10 @@ struct GatherCopy {
 // KB from CUDA 12.1 and driver 530 on.
 inline constexpr size_t kGatherMaxCopies = 1024;
 
+// cudaSuccess where the kernels run on the current device; cudaErrorNoKernelImageForDevice where
+// the library has no code for it. Loads them.
+cudaError_t LoadGather();
+
 // Starts a kernel that carries out `count` copies, 1 to kGatherMaxCopies of them, of at most 1 GiB
 // each. Host memory must be pinned and mapped at the addresses given. Any alignment is right; 16
 // bytes on both sides is fast. With `shares_bus` it takes less of the bus, for copy engines that

@@ -154,6 +154,14 @@ absl::Status AttendPass::AttendRound(const Lease& lease) {
   for (Head& head : heads_) head.parts.clear();
   for (size_t i = 0; i < lease.size(); ++i) {
     const FarBlock& block = far_[attended_ + i];
+    // Nothing is lost that did not make it to HBM alone, so leaving it out would be a wrong answer
+    // to a question that can be asked again.
+    if (device_ != nullptr && lease[i].outcome == BlockOutcome::kLost) {
+      const absl::Status status = core_.NotServed(
+          IdOf(block, layer_),
+          absl::StrCat("layer ", layer_, ": a block of KV head ", block.kv_head, " is lost"));
+      if (!absl::IsDataLoss(status)) return status;
+    }
     if (block.is_cluster) {
       CountCluster(block, lease[i]);
     } else {

@@ -59,7 +59,9 @@ absl::Status AttendPass::AttendLocally() {
   const absl::Time start = absl::Now();
   const size_t head_dim = core_.shape().head_dim;
   if (device_ != nullptr) {
-    if (absl::Status status = FinishOnDevice(); !status.ok()) return status;
+    // Else BeginLocally failed, and there is nothing to go on with.
+    const bool started = device_->started();
+    if (absl::Status status = FinishOnDevice(); !status.ok() || !started) return status;
   } else {
     ListLocalJobs();
     attention_->Run(jobs_);

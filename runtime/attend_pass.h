@@ -42,6 +42,9 @@ class AttendPass {
   // Errors of ParallelAttention::Create.
   static absl::StatusOr<std::unique_ptr<AttendPass>> Create(RuntimeCore& core);
 
+  // Whether another call can work with it.
+  bool usable() const { return device_ == nullptr || device_->usable(); }
+
   // All of it, for one context and for a batch, whose contexts it locks in the order of `contexts`.
   absl::Status RunOne(Context& context, size_t layer, const AttendInput& input,
                       const AttendOutput& output) ABSL_EXCLUSIVE_LOCKS_REQUIRED(context.mu_);

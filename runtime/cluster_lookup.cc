@@ -202,7 +202,8 @@ absl::Status ClusterLookup::Cluster(absl::Span<const size_t> heads,
   if (!lease.ok()) return lease.status();
   for (size_t i = 0; i < lease->size(); ++i) {
     if ((*lease)[i].outcome == BlockOutcome::kServed) continue;
-    return absl::DataLossError(absl::StrCat("a block of KV head ", heads[i / count], " is lost"));
+    return core_.NotServed(reads[i].id,
+                           absl::StrCat("a block of KV head ", heads[i / count], " is lost"));
   }
   blocks.resize(heads.size() * count * bytes);
   std::vector<absl::Status> statuses(heads.size());
@@ -269,8 +270,8 @@ absl::Status ClusterLookup::PutAgain(size_t kv_head, size_t cluster,
         core_.tiers().Fetch({&read, 1}, {.target = Tier::kDram, .lease_patience = kPatience});
     if (!lease.ok()) return lease.status();
     if ((*lease)[0].outcome != BlockOutcome::kServed) {
-      return absl::DataLossError(absl::StrCat("layer ", layer_, ", KV head ", kv_head, ": token ",
-                                              tokens + key, " is lost"));
+      return core_.NotServed(read.id, absl::StrCat("layer ", layer_, ", KV head ", kv_head,
+                                                   ": token ", tokens + key, " is lost"));
     }
     const std::byte* const from = (*lease)[0].data + key % tokens * row;
     std::memcpy(block.data() + i * row, from, row);

@@ -129,8 +129,9 @@ absl::StatusOr<Lease> Context::FetchRow(size_t layer, size_t column) {
   for (size_t head = 0; head < heads; ++head) {
     if ((*lease)[head].outcome == BlockOutcome::kServed) continue;
     const size_t first = column * core_.block_tokens();
-    return absl::DataLossError(absl::StrCat("tokens ", first, " to ", first + core_.block_tokens(),
-                                            " of layer ", layer, ", KV head ", head, " are lost"));
+    return core_.NotServed(reads[head].id,
+                           absl::StrCat("tokens ", first, " to ", first + core_.block_tokens(),
+                                        " of layer ", layer, ", KV head ", head, " are lost"));
   }
   return lease;
 }

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "io/check.h"
+#include "io/cuda_memory.h"
 #include "io/cuda_status.h"
 #include "runtime/attention_plan.h"
 #include "runtime/cuda_attention_kernels.h"
@@ -92,7 +93,7 @@ class CudaAttention final : public DeviceAttention {
       : head_dim_(head_dim), device_(device), plan_({.head_dim = head_dim, .pieces = pieces}) {}
 
   ~CudaAttention() override {
-    (void)cudaSetDevice(device_);
+    const CudaDeviceScope scope(device_);
     if (stream_ != nullptr) (void)cudaStreamSynchronize(stream_);
     if (begin_ != nullptr) (void)cudaEventDestroy(begin_);
     if (end_ != nullptr) (void)cudaEventDestroy(end_);
@@ -123,6 +124,7 @@ class CudaAttention final : public DeviceAttention {
     if (absl::Status status = plan_.Make(jobs); !status.ok()) return status;
     jobs_ = jobs;
     if (plan_.rows() > 0) {
+      const CudaDeviceScope scope(device_);
       if (absl::Status status = UseDevice(); !status.ok()) return status;
       if (absl::Status status = Arrange(); !status.ok()) return status;
       FillStaging();
@@ -140,6 +142,7 @@ class CudaAttention final : public DeviceAttention {
     if (!std::exchange(started_, false)) return absl::OkStatus();
     device_seconds_ = 0;
     if (plan_.rows() == 0) return absl::OkStatus();
+    const CudaDeviceScope scope(device_);
     absl::Status status = UseDevice();
     if (status.ok()) {
       status = CudaStatus(cudaStreamSynchronize(stream_), "CUDA attention: finish");
@@ -164,6 +167,7 @@ class CudaAttention final : public DeviceAttention {
   }
 
   bool started() const override { return started_; }
+  bool usable() const override { return lost_.ok(); }
   double device_seconds() const override { return device_seconds_; }
 
  private:
@@ -354,6 +358,7 @@ absl::StatusOr<std::unique_ptr<DeviceAttention>> MakeCudaAttention(
                                                    " is not a multiple of 8 from 8 to ",
                                                    kMaxAttentionHeadDim));
   }
+  const CudaDeviceScope scope(device);
   const absl::StatusOr<size_t> at_once = PrepareDevice(options.head_dim, device);
   if (!at_once.ok()) return at_once.status();
   const size_t pieces = options.pieces > 0 ? options.pieces : kRounds * *at_once;

@@ -36,6 +36,8 @@ class DeviceAttention {
   virtual absl::Status Finish() = 0;
   // Whether something was started and not finished.
   virtual bool started() const = 0;
+  // False once it has failed in a way that every later call fails too.
+  virtual bool usable() const { return true; }
   // How long the device computed what was finished last, without the copies of queries and results;
   // 0 of the host form.
   virtual double device_seconds() const { return 0; }

@@ -50,7 +50,8 @@ absl::Status PinnedColumns::PinBatch(absl::Span<const ColumnIndex> columns, size
   absl::Status status = lease.status();
   for (size_t i = 0; status.ok() && i < lease->size(); ++i) {
     if ((*lease)[i].outcome == BlockOutcome::kServed) continue;
-    status = absl::DataLossError(
+    status = core_->NotServed(
+        reads[i].id,
         absl::StrCat("layer ", layer_, ": tokens ",
                      (1 + columns_ + i / kv_heads_.size()) * core_->block_tokens(),
                      " and after of KV head ", kv_heads_[i % kv_heads_.size()], " are lost"));

@@ -45,6 +45,12 @@ absl::StatusOr<std::unique_ptr<RuntimeCore>> RuntimeCore::Open(RuntimeOptions op
   core->MakeNeighbours();
   if (absl::Status status = core->MakeMemory(); !status.ok()) return status;
   if (absl::Status status = core->Reserve(core->window_bytes()); !status.ok()) return status;
+  if (core->device_tails_ != nullptr) {
+    // What a device cannot do, or has no memory for, shows now.
+    auto pass = core->TakePass();
+    if (!pass.ok()) return pass.status();
+    core->GivePass(*std::move(pass));
+  }
   core->chain_root_ = ChainRoot(core->options_.tiers.model_fingerprint, /*space=*/0);
   core->saved_ = std::make_unique<SavedContexts>(*core);
   if (absl::Status status = core->saved_->Recover(); !status.ok()) return status;
@@ -118,7 +124,7 @@ void RuntimeCore::MakeNeighbours() {
     return policy->kind() == LookupKind::kGraph;
   });
   if (!has_graphs || tiers.hbm_bytes == 0 || tiers.hbm_device != HbmDevice::kCuda) return;
-  // The CPU builds the same graphs, so a device without cuBLAS or memory for it is no error.
+  // The CPU builds graphs as well, so a device without cuBLAS or memory for it is no error.
   auto neighbours = MakeCudaNeighbours(tiers.cuda_device);
   if (neighbours.ok()) neighbours_ = *std::move(neighbours);
 }
@@ -134,7 +140,9 @@ absl::Status RuntimeCore::MakeMemory() {
   // Columns of clusters have a part of their own, so that they leave tokens theirs.
   const bool has_index = std::any_of(policies_.begin(), policies_.end(),
                                      [](const auto& policy) { return policy->has_index(); });
-  const size_t whole = BlocksOf(options_.tiers) / heads + 1;
+  const size_t window_blocks =
+      static_cast<size_t>(options_.HbmWindowBytes()) / options_.BlockBytes();
+  const size_t whole = (BlocksOf(options_.tiers) - window_blocks) / heads + 1;
   const size_t postings = has_index ? whole : 0;
   auto columns = ColumnTable::Create({.columns = whole + postings,
                                       .postings = postings,
@@ -235,6 +243,7 @@ absl::StatusOr<std::unique_ptr<AttendPass>> RuntimeCore::TakePass() {
 }
 
 void RuntimeCore::GivePass(std::unique_ptr<AttendPass> pass) {
+  if (!pass->usable()) return;
   absl::MutexLock lock(&mu_);
   passes_.push_back(std::move(pass));
 }
@@ -302,6 +311,12 @@ absl::Status RuntimeCore::CompleteSummaries(absl::Span<const ColumnIndex> column
   return absl::OkStatus();
 }
 
+absl::Status RuntimeCore::NotServed(const BlockId& id, absl::string_view text) {
+  if (!tiers_->Find(id).has_value()) return absl::DataLossError(text);
+  return absl::UnavailableError(absl::StrCat(
+      text, " for now: it could not be copied from or to HBM on ", tiers_->copy_engine().name()));
+}
+
 absl::Status RuntimeCore::Summarise(ColumnIndex column) {
   std::vector<BlockRead> reads;
   std::vector<size_t> heads;  // of the reads
@@ -319,8 +334,8 @@ absl::Status RuntimeCore::Summarise(ColumnIndex column) {
     if (!lease.ok()) return lease.status();
     for (size_t i = 0; i < heads.size(); ++i) {
       if ((*lease)[i].outcome != BlockOutcome::kServed) {
-        return absl::DataLossError(absl::StrCat("a block of layer ", layer, ", KV head ", heads[i],
-                                                " that a lookup has to know is lost"));
+        return NotServed(reads[i].id, absl::StrCat("a block of layer ", layer, ", KV head ",
+                                                   heads[i], " that a lookup has to know is lost"));
       }
       const BlockSummary& summary = *policy(layer, heads[i]).summary();
       summary.Summarise((*lease)[i].data, options_.shape.dtype, {},

@@ -96,6 +96,9 @@ class RuntimeCore {
   // masses; all columns are complete then. To be called with what the caller acquired, before any
   // context has it. kDataLoss when a block is lost.
   absl::Status CompleteSummaries(absl::Span<const ColumnIndex> columns);
+  // Why a block was not served: kDataLoss with this text, or kUnavailable where it is there still
+  // and a copy from or to HBM failed, so that whoever asks again may get it.
+  absl::Status NotServed(const BlockId& id, absl::string_view text);
   uint64_t window_bytes() const { return tails_.size(); }
 
   // --- What indexes of contexts take ---

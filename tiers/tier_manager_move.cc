@@ -249,6 +249,7 @@ bool TierManager::RunCopies() {
   const size_t queued = placement_->queued_copies();
   // A copy whose source was lost has failed, which others may wait for.
   if (!TakeCopies(batches[0])) return placement_->queued_copies() < queued;
+  const TimelineSpan span(timeline(), "copy");
   mu_.Unlock();
   StartCopies(batches[0]);
   mu_.Lock();

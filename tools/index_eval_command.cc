@@ -86,6 +86,14 @@ absl::Status CheckDecode(IndexEvalArguments& arguments) {
   if (arguments.decode.dram_share < 1 && arguments.decode.dir.empty()) {
     return absl::InvalidArgumentError("--dir: needed when --dram-share is below 1");
   }
+  if (arguments.decode.dram_share < 1 && arguments.decode.hbm_share > 0) {
+    return absl::InvalidArgumentError(
+        "--hbm-share: takes all keys and values in DRAM, so not --dram-share below 1");
+  }
+  if (arguments.decode_device == "cuda" && arguments.decode.hbm_share == 0) {
+    return absl::InvalidArgumentError(
+        "--device: cuda with --hbm-share 0 has nothing on the device");
+  }
   if (arguments.steps < 2) return absl::InvalidArgumentError("--steps: --decode needs at least 2");
   arguments.decode.threads = arguments.sweep.threads;
   if (arguments.decode_device == "cuda") arguments.decode.hbm_device = HbmDevice::kCuda;

@@ -155,6 +155,7 @@ TEST_F(CopyPlanTest, DownKernelAndCopyEnginesShareBlocks) {
   const std::vector<CopyPiece> plan = Plan(down(100, kSharedMaxBytes));
   EXPECT_EQ(count(plan, Way::kKernel), 60u);
   EXPECT_EQ(count(plan, Way::kBatch), 40u);
+  EXPECT_FALSE(Plan(down(100, kSharedMaxBytes), CudaCopyMethod::kKernel)[0].shares_bus);
   EXPECT_EQ(count(Plan(down(100, kSharedMaxBytes + 4096)), Way::kKernel), 0u) << "large";
   EXPECT_EQ(count(Plan(down(kSharedMinCopies - 1, kSharedMaxBytes)), Way::kKernel), 0u) << "few";
   EXPECT_EQ(count(Plan(Scattered(100, kSharedMaxBytes)), Way::kKernel), 0u) << "up";

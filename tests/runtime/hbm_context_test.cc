@@ -227,6 +227,62 @@ TEST(HbmContextFaults, ACopyThatFailedIsMadeUpFor) {
   EXPECT_LE(ContextRig::Error(*out, rig.Expected(0, 50, Everything)), kTolerance);
 }
 
+TEST(HbmContextFaults, ABlockThatCannotReachHbmIsNotLeftOut) {
+  auto owned = std::make_unique<FaultyCopyEngine>();
+  FaultyCopyEngine& copies = *owned;
+  TierManager::Parts parts;
+  parts.copy_engine = std::move(owned);
+  ContextRig rig(WithHbm(SmallRuntime(), 12, HbmDevice::kEmulated), 1, std::move(parts));
+  const auto context = *rig.runtime().NewContext();
+  ASSERT_TRUE(rig.Prefill(*context, 700, 96).ok());
+  ExpectFullAttention(rig, *context);  // the mirror has all of the window now
+  copies.FailWhen(CopyDirection::kHostToDevice);
+  const absl::Status failed = rig.Attend(*context, 0, 699, 1).status();
+  EXPECT_EQ(failed.code(), absl::StatusCode::kUnavailable) << failed;
+  EXPECT_THAT(std::string(failed.message()), HasSubstr("could not be copied from or to HBM"));
+  copies.FailWhen(std::nullopt);
+  ExpectFullAttention(rig, *context);
+  EXPECT_TRUE(context->Lost().empty());
+}
+
+// The masses of a window outlive a call that failed, and choose what stands for its blocks.
+TEST(HbmContextFaults, ACallThatFailedLeavesNoMasses) {
+  RuntimeOptions options = SmallRuntime();
+  options.shape.key_state = KeyState::kBeforeRope;
+  options.lookup = {.kind = LookupKind::kInfllm, .blocks = 2};
+  options.lookup.representatives = 2;
+  options.lookup.choice = RepresentativeChoice::kMostMass;
+  std::vector<std::vector<float>> outputs;
+  std::vector<double> missed;  // by what stands for blocks, so that any change of it shows
+  for (const bool fails : {false, true}) {
+    auto owned = std::make_unique<FaultyCopyEngine>();
+    FaultyCopyEngine& copies = *owned;
+    TierManager::Parts parts;
+    parts.copy_engine = std::move(owned);
+    ContextRig rig(WithHbm(options, 40, HbmDevice::kEmulated), 1, std::move(parts));
+    const auto context = *rig.runtime().NewContext();
+    for (int64_t tokens = 50; tokens <= 600; tokens += 50) {
+      ASSERT_TRUE(rig.Prefill(*context, tokens - 1, 50).ok());
+      for (size_t layer = 0; layer < rig.shape().layers; ++layer) {
+        ASSERT_TRUE(rig.Append(*context, layer, 1).ok());
+        if (fails) {
+          copies.FailWhen(CopyDirection::kHostToDevice);
+          for (int i = 0; i < 3; ++i) {
+            EXPECT_FALSE(rig.Attend(*context, layer, tokens - 1, 1).ok());
+          }
+          copies.FailWhen(std::nullopt);
+        }
+        ASSERT_TRUE(rig.Attend(*context, layer, tokens - 1, 1).ok());
+      }
+    }
+    outputs.push_back(*rig.Attend(*context, 1, 599, 1));
+    missed.push_back(StatsOf(*context, LookupKind::kInfllm).missed_mass);
+  }
+  EXPECT_EQ(outputs[0], outputs[1]);
+  EXPECT_EQ(missed[0], missed[1]);
+  EXPECT_GT(missed[0], 0);
+}
+
 TEST(HbmContextFaults, TooLittleHbmIsRefusedWithWhatItTakes) {
   RuntimeOptions options = WithHbm(SmallRuntime(), 1, HbmDevice::kEmulated);
   const absl::Status status = options.Validate();

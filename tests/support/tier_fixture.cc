@@ -143,6 +143,19 @@ absl::StatusOr<CopyTicket> FaultyCopyEngine::Submit(absl::Span<const Copy> batch
   return host_->Submit(batch, priority);
 }
 
+void FaultyCopyEngine::FailWaits(int count) {
+  absl::MutexLock lock(&mu_);
+  failing_waits_ = count;
+}
+
+absl::Status FaultyCopyEngine::Wait(CopyTicket ticket) {
+  if (absl::Status status = host_->Wait(ticket); !status.ok()) return status;
+  absl::MutexLock lock(&mu_);
+  if (failing_waits_ == 0) return absl::OkStatus();
+  --failing_waits_;
+  return absl::UnavailableError("the copy engine was told to fail late");
+}
+
 // Lets go of what a FaultyDevice holds when it is woken, once told to.
 class TestTier::ReleaseOnWake final : public BlockDevice {
  public:

@@ -50,6 +50,8 @@ class FaultyCopyEngine final : public CopyEngine {
 
   // From now on batches that contain a copy in this direction fail; nullopt ends the fault.
   void FailWhen(std::optional<CopyDirection> direction) ABSL_LOCKS_EXCLUDED(mu_);
+  // From now on this many calls of Wait fail, as those of a device do that reports late.
+  void FailWaits(int count) ABSL_LOCKS_EXCLUDED(mu_);
   // Holds such batches inside Submit until Release.
   void HoldWhen(CopyDirection direction) ABSL_LOCKS_EXCLUDED(mu_);
   void Release() ABSL_LOCKS_EXCLUDED(mu_);
@@ -64,7 +66,7 @@ class FaultyCopyEngine final : public CopyEngine {
       ABSL_LOCKS_EXCLUDED(mu_);
   absl::StatusOr<CopyTicket> Submit(absl::Span<const Copy> batch, CopyPriority priority) override
       ABSL_LOCKS_EXCLUDED(mu_);
-  absl::Status Wait(CopyTicket ticket) override { return host_->Wait(ticket); }
+  absl::Status Wait(CopyTicket ticket) override ABSL_LOCKS_EXCLUDED(mu_);
   const char* name() const override { return "faulty"; }
   bool is_host() const override { return true; }
 
@@ -78,6 +80,7 @@ class FaultyCopyEngine final : public CopyEngine {
   std::optional<CopyDirection> fail_ ABSL_GUARDED_BY(mu_);
   std::optional<CopyDirection> hold_ ABSL_GUARDED_BY(mu_);
   int held_ ABSL_GUARDED_BY(mu_) = 0;
+  int failing_waits_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 // A TierManager on a memory device with faults, and shorthands for what tests ask of it.

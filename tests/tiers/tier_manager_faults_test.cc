@@ -1,6 +1,7 @@
 // A failing disk or copy engine never fails the caller, and never serves a wrong byte.
 
 #include <cerrno>
+#include <numeric>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -266,6 +267,37 @@ TEST(TierManagerCopyFault, ABlockThatCannotReachHbmStaysWhereItWas) {
   EXPECT_TRUE(tier.Serves(1));
   EXPECT_TRUE(tier.Serves(2));
   EXPECT_EQ(tier.Stats().placement.lost_blocks, 0);
+}
+
+// Two batches are under way at once, and blocks from NVMe are copied some at a time.
+TEST(TierManagerCopyFault, BlocksOfABatchThatFailsLateAreNotServedAndStayWhereTheyWere) {
+  constexpr uint64_t kBlocks = 96;
+  for (const uint64_t dram_slots : {kBlocks, uint64_t{2}}) {
+    SCOPED_TRACE(dram_slots);
+    TestTier tier(kBlock, {.hbm_slots = kBlocks,
+                           .dram_slots = dram_slots,
+                           .nvme_bytes = uint64_t{16} << 20});
+    tier.PutMany(1, kBlocks);
+    ASSERT_TRUE(tier->Flush().ok());
+    std::vector<uint64_t> numbers(kBlocks);
+    std::iota(numbers.begin(), numbers.end(), 1);
+    tier.copies().FailWaits(1);
+    size_t served = 0;
+    {
+      const auto lease = tier.FetchMany(numbers, Tier::kHbm);
+      ASSERT_TRUE(lease.ok()) << lease.status();
+      for (size_t i = 0; i < kBlocks; ++i) {
+        if ((*lease)[i].outcome != BlockOutcome::kServed) continue;
+        ++served;
+        EXPECT_TRUE(tier.Right((*lease)[i], numbers[i])) << numbers[i];
+      }
+    }
+    EXPECT_LT(served, kBlocks);
+    const auto again = tier.FetchMany(numbers, Tier::kHbm);
+    ASSERT_TRUE(again.ok()) << again.status();
+    for (size_t i = 0; i < kBlocks; ++i) EXPECT_TRUE(tier.Right((*again)[i], numbers[i]));
+    EXPECT_EQ(tier.Stats().placement.lost_blocks, 0);
+  }
 }
 
 TEST(TierManagerCopyFault, APutThatCannotReachHbmFailsAndLeavesNothing) {

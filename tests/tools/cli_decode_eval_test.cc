@@ -76,6 +76,18 @@ TEST_F(CliDecodeEvalTest, FromNvmeItReadsWhatDramLacksAndLeavesNothingBehind) {
   EXPECT_FALSE(std::filesystem::exists(dir_.Join("decode-cluster")));
 }
 
+TEST_F(CliDecodeEvalTest, InHbmItGivesWhatItGivesInDram) {
+  std::vector<double> errors;
+  for (const char* const share : {"0", "0.2"}) {
+    const RunResult run = Run({"--json", json_, "--decode", "quest", "--hbm-share", share});
+    ASSERT_EQ(run.exit_code, 0) << run.err;
+    const nlohmann::json json = Json();
+    EXPECT_EQ(json["hbm_device"], share == std::string("0") ? "" : "host (HBM emulated)");
+    errors.push_back(json["policies"][1]["output_error"]["mean"]);
+  }
+  EXPECT_NEAR(errors[0], errors[1], 1e-3 * errors[0]);
+}
+
 TEST_F(CliDecodeEvalTest, WhatIsWrongIsNamed) {
   const auto fails = [&](const Arguments& flags, int exit_code, const std::string& text) {
     const RunResult run = Run(flags);
@@ -86,6 +98,9 @@ TEST_F(CliDecodeEvalTest, WhatIsWrongIsNamed) {
   fails({"--decode", "infllm"}, 2, "before RoPE");
   fails({"--dram-share", "0.5"}, 2, "--dir: needed");
   fails({"--steps", "1"}, 2, "--steps");
+  fails({"--dram-share", "0.5", "--dir", std::string(dir_.path()), "--hbm-share", "0.1"}, 2,
+        "--hbm-share: takes all keys and values in DRAM");
+  fails({"--hbm-share", "0", "--device", "cuda"}, 2, "--device: cuda with --hbm-share 0");
   std::filesystem::create_directory(dir_.Join("decode-full"));
   fails({"--dram-share", "0.5", "--dir", std::string(dir_.path())}, 1, "is there already");
   EXPECT_TRUE(std::filesystem::exists(dir_.Join("decode-full")));
