@@ -16,9 +16,11 @@ constexpr size_t kPoolGrainBytes = size_t{32} << 20;
 }  // namespace
 
 CudaDeviceScope::CudaDeviceScope(int device) {
-  // Where this fails, so does what follows, with the same error.
-  if (cudaGetDevice(&before_) != cudaSuccess || before_ == device) return;
+  // Where this fails, so does what follows, with the same error. It must not remain for others, who
+  // ask for the last error after they have launched a kernel.
+  if (cudaGetDevice(&before_) == cudaSuccess && before_ == device) return;
   changed_ = cudaSetDevice(device) == cudaSuccess;
+  if (!changed_) (void)cudaGetLastError();
 }
 
 CudaDeviceScope::~CudaDeviceScope() {

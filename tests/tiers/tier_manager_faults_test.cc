@@ -274,9 +274,8 @@ TEST(TierManagerCopyFault, BlocksOfABatchThatFailsLateAreNotServedAndStayWhereTh
   constexpr uint64_t kBlocks = 96;
   for (const uint64_t dram_slots : {kBlocks, uint64_t{2}}) {
     SCOPED_TRACE(dram_slots);
-    TestTier tier(kBlock, {.hbm_slots = kBlocks,
-                           .dram_slots = dram_slots,
-                           .nvme_bytes = uint64_t{16} << 20});
+    TestTier tier(
+        kBlock, {.hbm_slots = kBlocks, .dram_slots = dram_slots, .nvme_bytes = uint64_t{16} << 20});
     tier.PutMany(1, kBlocks);
     ASSERT_TRUE(tier->Flush().ok());
     std::vector<uint64_t> numbers(kBlocks);
