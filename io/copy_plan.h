@@ -61,8 +61,8 @@ inline constexpr size_t kKernelMinCopies = 32;
 
 // Down, copies of at most so many bytes, when they are at least so many, are shared out: three of
 // five go by a kernel that leaves the copy engines room on the bus, which together fill it. Alone,
-// an H100 carries 0.91 (copy engines) or 0.94 (a kernel) of what one large copy does in blocks of
-// 64 KiB, and 0.96 this way; up, the copy engines alone come to 0.97.
+// an H100 carries 0.91 (copy engines) or 0.95 (a kernel) of what one large copy does in blocks of
+// 64 KiB, and 0.96 this way; up, the copy engines alone come to 0.96.
 inline constexpr size_t kSharedMaxBytes = size_t{128} << 10;
 inline constexpr size_t kSharedMinCopies = 64;
 
